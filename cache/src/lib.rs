@@ -1,0 +1,3 @@
+//! The store on disk: blobs, layer trees, records, locks.
+
+#![forbid(unsafe_code)]

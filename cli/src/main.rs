@@ -1,0 +1,5 @@
+//! The `kiln` command.
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! One build step in isolation: namespaces, mounts, RUN, COPY and ADD.

@@ -1,0 +1,3 @@
+//! OCI images: references, documents, layer archives, layouts, registries.
+
+#![forbid(unsafe_code)]

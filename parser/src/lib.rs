@@ -1,0 +1,3 @@
+//! Dockerfile text to syntax tree to instruction DAG.
+
+#![forbid(unsafe_code)]
