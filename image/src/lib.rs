@@ -1,3 +1,13 @@
 //! OCI images: references, documents, layer archives, layouts, registries.
 
 #![forbid(unsafe_code)]
+
+pub mod archive;
+pub mod config;
+pub mod history;
+pub mod index;
+pub mod json;
+pub mod limits;
+pub mod manifest;
+pub mod media_type;
+pub mod platform;
