@@ -8,20 +8,17 @@
 mod compress;
 mod decompress;
 mod entry;
-mod frame;
+
 mod header;
 mod pax;
 mod reader;
 mod sparse;
-mod whiteout;
-mod writer;
 
 use std::io;
 
 pub use compress::{Compression, CompressionError};
 pub use decompress::{Decompress, Format};
 pub use reader::{ArchiveEntry, ArchiveReader, ArchivedKind, Content};
-pub use writer::{WriteLayer, WriteLayerError, write_layer};
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]

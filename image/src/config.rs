@@ -165,9 +165,9 @@ impl ConfigDocument {
     /// (BuildKit's `invalid image config for export`).
     pub fn platform(&self) -> Result<Platform, DocumentError> {
         let required = |key: &str| {
-            self.text(key).map(str::to_owned).ok_or_else(|| {
-                DocumentError::malformed(WHAT, format!("missing {key}"))
-            })
+            self.text(key)
+                .map(str::to_owned)
+                .ok_or_else(|| DocumentError::malformed(WHAT, format!("missing {key}")))
         };
         Ok(Platform {
             os: required("os")?,
@@ -291,9 +291,7 @@ impl ConfigDocument {
 fn read<T: for<'de> Deserialize<'de> + Default>(value: Option<&Value>) -> Result<T, DocumentError> {
     match value {
         None | Some(Value::Null) => Ok(T::default()),
-        Some(value) => {
-            T::deserialize(value).map_err(|e| DocumentError::malformed(WHAT, e))
-        }
+        Some(value) => T::deserialize(value).map_err(|e| DocumentError::malformed(WHAT, e)),
     }
 }
 
@@ -345,8 +343,12 @@ mod tests {
 
     #[test]
     fn refuses_other_types() {
-        for text in ["[]", "null", r#"{"rootfs": {"diff_ids": ["sha256:zz"]}}"#, r#"{"config": {"Env": "A=1"}}"#]
-        {
+        for text in [
+            "[]",
+            "null",
+            r#"{"rootfs": {"diff_ids": ["sha256:zz"]}}"#,
+            r#"{"config": {"Env": "A=1"}}"#,
+        ] {
             assert!(ConfigDocument::parse(text.as_bytes()).is_err(), "{text}");
         }
     }

@@ -98,14 +98,12 @@ mod tests {
 
     fn index(platforms: &[&str]) -> Index {
         let manifests = platforms.iter().map(|text| {
-            let mut d =
-                Descriptor::new(media_type::MANIFEST, Digest::sha256(text.as_bytes()), 1);
+            let mut d = Descriptor::new(media_type::MANIFEST, Digest::sha256(text.as_bytes()), 1);
             let mut parts = text.split('/');
             let mut next = || parts.next().map(str::to_owned);
             if let (Some(os), Some(architecture)) = (next(), next()) {
                 let variant = next();
-                d.platform =
-                    Some(Platform { variant, ..platform::platform(&os, &architecture) });
+                d.platform = Some(Platform { variant, ..platform::platform(&os, &architecture) });
             }
             d
         });
@@ -118,9 +116,9 @@ mod tests {
             let mut wanted = platform::platform(os, arch);
             wanted.variant = variant.map(str::to_owned);
             let index = index(offered);
-            let got = index.choose(&wanted).map(|d| {
-                offered[index.manifests.iter().position(|m| m == d).unwrap()]
-            });
+            let got = index
+                .choose(&wanted)
+                .map(|d| offered[index.manifests.iter().position(|m| m == d).unwrap()]);
             assert_eq!(got, expect, "{wanted:?} of {offered:?}");
         };
         let arms = ["linux/amd64", "linux/arm/v5", "linux/arm/v7", "linux/arm64/v8"];

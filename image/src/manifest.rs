@@ -64,8 +64,7 @@ impl Manifest {
             return Err(DocumentError::malformed(WHAT, reason));
         }
         if manifest.layers.len() > limits::LAYERS {
-            let reason =
-                format!("{} layers, more than {}", manifest.layers.len(), limits::LAYERS);
+            let reason = format!("{} layers, more than {}", manifest.layers.len(), limits::LAYERS);
             return Err(DocumentError::malformed(WHAT, reason));
         }
         Ok(manifest)
@@ -96,7 +95,10 @@ mod tests {
         assert!(Manifest::parse(manifest("").as_bytes()).is_ok());
         for (extra, part) in [
             (r#""manifests": [],"#, "like an index"),
-            (r#""mediaType": "application/vnd.oci.image.index.v1+json","#, "not that of a manifest"),
+            (
+                r#""mediaType": "application/vnd.oci.image.index.v1+json","#,
+                "not that of a manifest",
+            ),
             (r#""schemaVersion": 2,"#, "twice"),
         ] {
             let error = Manifest::parse(manifest(extra).as_bytes()).unwrap_err().to_string();

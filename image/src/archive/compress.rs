@@ -113,10 +113,9 @@ impl FrameCompressor {
     pub(super) fn new(compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::None,
-            Compression::Gzip(level) => Self::Gzip {
-                compressor: Box::new(deflater(level)),
-                stored: Box::new(deflater(0)),
-            },
+            Compression::Gzip(level) => {
+                Self::Gzip { compressor: Box::new(deflater(level)), stored: Box::new(deflater(0)) }
+            }
             Compression::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.into())?;
                 compressor.include_checksum(true)?;

@@ -229,12 +229,9 @@ mod tests {
     #[test]
     fn takes_members_and_zeros_but_nothing_else() {
         let text = b"some text, some text, some text".repeat(10_000);
-        for (name, pack) in [
-            ("gzip", gzip as fn(&[u8]) -> Vec<u8>),
-            ("zstd", zstd),
-            ("xz", xz),
-            ("bzip2", bzip2),
-        ] {
+        for (name, pack) in
+            [("gzip", gzip as fn(&[u8]) -> Vec<u8>), ("zstd", zstd), ("xz", xz), ("bzip2", bzip2)]
+        {
             let one = pack(&text);
             assert_eq!(read(&one).unwrap(), text, "{name}");
             let two = [one.clone(), pack(b"end"), pack(b"")].concat();

@@ -11,8 +11,7 @@ pub(super) fn verify_checksum(block: &Block) -> Result<(), ArchiveError> {
         .ok_or_else(|| ArchiveError::malformed("the checksum of the header is no number"))?;
     let counted = |(i, b): (usize, &u8)| if (148..156).contains(&i) { b' ' } else { *b };
     let unsigned: u64 = block.iter().enumerate().map(|b| u64::from(counted(b))).sum();
-    let signed: i64 =
-        block.iter().enumerate().map(|b| i64::from(counted(b).cast_signed())).sum();
+    let signed: i64 = block.iter().enumerate().map(|b| i64::from(counted(b).cast_signed())).sum();
     if stated == unsigned || i64::try_from(stated) == Ok(signed) {
         return Ok(());
     }
@@ -162,9 +161,8 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let nanos = (0..9).fold(0, |value, i| {
-        value * 10 + fraction.get(i).map_or(0, |b| u32::from(b - b'0'))
-    });
+    let nanos =
+        (0..9).fold(0, |value, i| value * 10 + fraction.get(i).map_or(0, |b| u32::from(b - b'0')));
     Some(match (negative, nanos) {
         (false, _) => (seconds, nanos),
         (true, 0) => (-seconds, 0),

@@ -33,9 +33,8 @@ fn decimal_digits(number: usize) -> usize {
 pub(super) fn parse(mut data: &[u8]) -> Result<Vec<(&[u8], &[u8])>, ArchiveError> {
     let mut records = Vec::new();
     while !data.is_empty() {
-        let (record, rest) = split_record(data).ok_or_else(|| {
-            ArchiveError::malformed("a PAX header holds a record of wrong form")
-        })?;
+        let (record, rest) = split_record(data)
+            .ok_or_else(|| ArchiveError::malformed("a PAX header holds a record of wrong form"))?;
         records.push(record);
         data = rest;
     }
@@ -77,8 +76,18 @@ mod tests {
     #[test]
     fn refuses_wrong_records() {
         for text in [
-            "6 a=b", "7 a=b\n", "5 a=b\n", "x a=b\n", " a=b\n", "-6 a=b\n", "5 ab\n", "4 =\n",
-            "99999999999999999999999 a=b\n", "0 a=b\n", "3 a\n", "\0",
+            "6 a=b",
+            "7 a=b\n",
+            "5 a=b\n",
+            "x a=b\n",
+            " a=b\n",
+            "-6 a=b\n",
+            "5 ab\n",
+            "4 =\n",
+            "99999999999999999999999 a=b\n",
+            "0 a=b\n",
+            "3 a\n",
+            "\0",
         ] {
             assert!(parse(text.as_bytes()).is_err(), "{text:?}");
         }

@@ -162,13 +162,12 @@ impl<R: Read> ArchiveReader<R> {
         loop {
             self.offset = self.stream.position;
             let Some(block) = self.header_block()? else { return self.end(&extensions) };
-            self.budget.entries = self.budget.entries.checked_sub(1).ok_or_else(|| {
-                ArchiveError::Limit {
+            self.budget.entries =
+                self.budget.entries.checked_sub(1).ok_or_else(|| ArchiveError::Limit {
                     path: String::new(),
                     what: "the number of entries",
                     limit: Budget::default().entries,
-                }
-            })?;
+                })?;
             match block[156] {
                 b'x' => self.pax_header(&block, &mut extensions)?,
                 b'g' => self.global_header(&block)?,
@@ -346,13 +345,12 @@ impl<R: Read> ArchiveReader<R> {
             self.segments.push(Segment { offset: 0, length: stored });
         }
         entry.size = self.size;
-        self.budget.bytes = self.budget.bytes.checked_sub(self.size).ok_or_else(|| {
-            ArchiveError::Limit {
+        self.budget.bytes =
+            self.budget.bytes.checked_sub(self.size).ok_or_else(|| ArchiveError::Limit {
                 path: String::new(),
                 what: "the size of all files together",
                 limit: Budget::default().bytes,
-            }
-        })?;
+            })?;
         Ok(())
     }
 }

@@ -166,7 +166,10 @@ mod tests {
     fn maps_are_verified() {
         let map = |list: &[(u64, u64)]| Map {
             size: 100,
-            segments: list.iter().map(|(offset, length)| Segment { offset: *offset, length: *length }).collect(),
+            segments: list
+                .iter()
+                .map(|(offset, length)| Segment { offset: *offset, length: *length })
+                .collect(),
         };
         assert!(map(&[(0, 10), (20, 30)]).verify(40).is_ok());
         assert!(map(&[(0, 10), (100, 0)]).verify(10).is_ok());
