@@ -31,6 +31,8 @@ mod record;
 mod root;
 mod store;
 mod tree;
+mod tree_digest;
+mod tree_format;
 mod view;
 
 pub use blob::{BlobInfo, BlobWriter};
@@ -47,9 +49,10 @@ pub use lock::KeyLock;
 pub use mounts::{CacheMount, CacheMountRequest, Sharing};
 pub use oci::{Descriptor, Platform};
 pub use record::{NewRecord, Record};
-pub use root::{DirItem, FileKind, Root};
+pub use root::{DirItem, FileKind, Root, Stat};
 pub use store::{Store, StoreError};
-pub use tree::{DecodeTreeError, Entry, Kind, Metadata, NodeRef, Time, Tree, TreeBuilder};
+pub use tree::{Entry, Kind, Metadata, NodeRef, Time, Tree, TreeBuilder};
+pub use tree_format::DecodeTreeError;
 pub use view::{
     Context, FileIdentity, Known, Layers, ResolveError, ScanFilter, Verdict, View, ViewEntry,
     resolve,
