@@ -8,17 +8,21 @@
 mod compress;
 mod decompress;
 mod entry;
+mod frame;
 
 mod header;
 mod pax;
 mod reader;
 mod sparse;
+pub(crate) mod whiteout;
+mod writer;
 
 use std::io;
 
 pub use compress::{Compression, CompressionError};
 pub use decompress::{Decompress, Format};
 pub use reader::{ArchiveEntry, ArchiveReader, ArchivedKind, Content};
+pub use writer::{ArchiveOptions, WriteLayerError, write_layer};
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +83,7 @@ impl ArchiveError {
     }
 
     /// Says where; the innermost place that is known stays.
-    fn at(mut self, at: u64, name: &[u8]) -> Self {
+    pub(crate) fn at(mut self, at: u64, name: &[u8]) -> Self {
         let (Self::Malformed { path, .. }
         | Self::Limit { path, .. }
         | Self::Refused { path, .. }
