@@ -7,7 +7,7 @@
 
 mod compress;
 mod decompress;
-mod entry;
+pub(crate) mod entry;
 mod frame;
 
 mod header;
@@ -22,7 +22,7 @@ use std::io;
 pub use compress::{Compression, CompressionError};
 pub use decompress::{Decompress, Format};
 pub use reader::{ArchiveEntry, ArchiveReader, ArchivedKind, Content};
-pub use writer::{ArchiveOptions, WriteLayerError, write_layer};
+pub use writer::{ArchiveOptions, WriteLayerError, compress_archive, write_layer};
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]

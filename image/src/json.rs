@@ -75,6 +75,14 @@ pub fn pretty(document: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(document).expect("documents have string keys and no failing parts")
 }
 
+/// The bytes of a document without white space.
+///
+/// # Panics
+/// As [`pretty`].
+pub fn compact(document: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(document).expect("documents have string keys and no failing parts")
+}
+
 struct Strict;
 
 impl<'de> DeserializeSeed<'de> for Strict {

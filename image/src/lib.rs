@@ -4,6 +4,8 @@
 
 pub mod archive;
 pub mod config;
+pub mod export;
+mod flatten;
 pub mod history;
 pub mod index;
 pub mod json;
@@ -11,4 +13,5 @@ pub mod limits;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
+pub mod tarball;
 pub mod unpack;

@@ -6,11 +6,23 @@
 
 use std::collections::BTreeMap;
 
-use kiln_cache::Descriptor;
+use kiln_cache::{Descriptor, DiffId, LayerId};
 use serde::{Deserialize, Serialize};
 
+use crate::config::ConfigDocument;
 use crate::json::{self, DocumentError};
 use crate::{limits, media_type};
+
+/// A layer of an image that exists somewhere, whether its blob is here or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteLayer {
+    /// Its archive.
+    pub descriptor: Descriptor,
+    /// The digest of its archive without compression, from the config.
+    pub diff_id: DiffId,
+    /// Under which id it is, or will be, in the store.
+    pub layer_id: LayerId,
+}
 
 /// Reads `null` as the default: Go writes empty lists and maps so.
 pub(crate) fn nullable<'de, D, T>(json: D) -> Result<T, D::Error>
@@ -68,6 +80,29 @@ impl Manifest {
             return Err(DocumentError::malformed(WHAT, reason));
         }
         Ok(manifest)
+    }
+
+    /// The layers of this manifest beside their digests from the config.
+    ///
+    /// # Errors
+    /// When manifest and config disagree on the number of layers.
+    pub fn remote_layers(
+        &self,
+        config: &ConfigDocument,
+    ) -> Result<Vec<RemoteLayer>, DocumentError> {
+        let diff_ids = config.diff_ids()?;
+        if diff_ids.len() != self.layers.len() {
+            let (layers, ids) = (self.layers.len(), diff_ids.len());
+            let reason = format!("it has {layers} layers and its config {ids}");
+            return Err(DocumentError::malformed("image manifest", reason));
+        }
+        let pairs = self.layers.iter().cloned().zip(diff_ids);
+        Ok(pairs
+            .map(|(descriptor, diff_id)| {
+                let layer_id = LayerId::of_diff_id(&diff_id);
+                RemoteLayer { descriptor, diff_id, layer_id }
+            })
+            .collect())
     }
 
     /// The bytes of this manifest, indented like BuildKit's.

@@ -9,14 +9,14 @@ use tar::{EntryType, Header};
 use super::pax;
 
 /// Size of a tar block in bytes.
-pub(super) const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 const MAX_ID: u64 = 0o7_777_777;
 const MAX_SIZE: u64 = 0o77_777_777_777;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EntryKind<'a> {
+pub(crate) enum EntryKind<'a> {
     Directory,
     File { size: u64 },
     HardLink { target: &'a [u8] },
@@ -28,7 +28,7 @@ pub(super) enum EntryKind<'a> {
 
 /// An entry that is to be written. The path has no leading and no trailing slash.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct EntryHeader<'a> {
+pub(crate) struct EntryHeader<'a> {
     pub path: &'a [u8],
     pub kind: EntryKind<'a>,
     pub mode: u32,
@@ -36,13 +36,13 @@ pub(super) struct EntryHeader<'a> {
     pub gid: u32,
     /// Whole seconds since 1970.
     pub mtime: i64,
-    /// Value of `security.capability`, the only attribute that images carry (behaviour.md, trap 73).
-    pub capability: Option<&'a [u8]>,
+    /// Extended attributes, by name.
+    pub xattrs: &'a [(&'a [u8], &'a [u8])],
 }
 
 impl EntryHeader<'_> {
     /// Appends the header blocks.
-    pub(super) fn append_to(&self, out: &mut Vec<u8>) {
+    pub(crate) fn append_to(&self, out: &mut Vec<u8>) {
         let mut records = Vec::new();
         let mut header = Header::new_ustar();
         header.set_mode(self.mode & 0o7777);
@@ -75,9 +75,8 @@ impl EntryHeader<'_> {
         }
         mtime(&mut header, &mut records, self.mtime);
         path_name(&mut header, &mut records, &self.full_path());
-        if let Some(value) = self.capability {
-            let key = [pax::XATTR_PREFIX, b"security.capability"].concat();
-            pax::append(&mut records, &key, value);
+        for (name, value) in self.xattrs {
+            pax::append(&mut records, &[pax::XATTR_PREFIX, name].concat(), value);
         }
         if !records.is_empty() {
             append_pax(out, self.path, &records);
@@ -185,6 +184,6 @@ fn append_pax(out: &mut Vec<u8>, path: &[u8], records: &[u8]) {
 }
 
 /// Appends zeros up to the next block.
-pub(super) fn pad(out: &mut Vec<u8>) {
+pub(crate) fn pad(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(BLOCK), 0);
 }

@@ -7,6 +7,7 @@
 //! tree, so the key of a kept frame costs no reading.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -123,7 +124,7 @@ impl<'a> Frames<'a> {
             uid: 0,
             gid: 0,
             mtime: 0,
-            capability: None,
+            xattrs: &[],
         };
         self.small(&header, None);
     }
@@ -162,6 +163,10 @@ impl<'a> Frames<'a> {
         };
         let metadata = &entry.metadata;
         let mtime = metadata.mtime.secs;
+        // The only attribute that images carry (behaviour.md, trap 73).
+        let capability = metadata.xattrs.get_key_value(&b"security.capability"[..]);
+        let xattrs: Vec<_> =
+            capability.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
         let header = EntryHeader {
             path: path.as_os_str().as_bytes(),
             kind,
@@ -169,7 +174,7 @@ impl<'a> Frames<'a> {
             uid: metadata.uid,
             gid: metadata.gid,
             mtime: self.clamp.map_or(mtime, |clamp| mtime.min(clamp)),
-            capability: metadata.xattrs.get(&b"security.capability"[..]).map(Vec::as_slice),
+            xattrs: &xattrs,
         };
         match file {
             Some((size, data)) if size > MOST => self.large(&header, path, size, data),
@@ -253,6 +258,36 @@ impl Iterator for Frames<'_> {
                     self.end();
                 }
             }
+        }
+    }
+}
+
+/// A finished archive, cut every [`CHUNK`] bytes.
+pub(super) struct Chunks<R> {
+    /// None after the end or a failure.
+    archive: Option<R>,
+}
+
+impl<R: Read> Chunks<R> {
+    pub(super) fn new(archive: R) -> Self {
+        Self { archive: Some(archive) }
+    }
+}
+
+impl<R: Read> Iterator for Chunks<R> {
+    type Item = io::Result<Frame>;
+
+    fn next(&mut self) -> Option<io::Result<Frame>> {
+        let archive = self.archive.as_mut()?;
+        let mut bytes = Vec::new();
+        let read = archive.by_ref().take(CHUNK).read_to_end(&mut bytes);
+        if bytes.is_empty() || read.is_err() {
+            self.archive = None;
+        }
+        match read {
+            Err(error) => Some(Err(error)),
+            Ok(0) => None,
+            Ok(size) => Some(Ok(Frame { pieces: vec![Piece::Bytes(bytes)], size: size as u64 })),
         }
     }
 }

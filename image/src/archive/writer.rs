@@ -9,7 +9,7 @@
 //! bytes depend on the tree alone: neither on the number of threads nor on which frames were kept.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -19,11 +19,11 @@ use std::thread;
 
 use kiln_cache::{
     Algorithm, BlobWriter, DiffId, Digest, DigestHasher, FrameLocation, Key, LayerBlob, LayerId,
-    Root, Store, StoreError, View,
+    Layers, Root, Store, StoreError,
 };
 
 use super::compress::{Compression, FrameCompressor, FrameVerifier};
-use super::frame::{Frame, Frames, Piece};
+use super::frame::{Chunks, Frame, Frames, Piece};
 use super::whiteout::{self, Item, Walk};
 
 /// Part of the key of finished archives: changes whenever their bytes would.
@@ -66,15 +66,16 @@ pub enum WriteLayerError {
     Store(#[from] StoreError),
 }
 
-/// Archives a layer into a blob of the store, or returns the one that was made before. `below` is
-/// the view of the layers beneath it, from which opaque directories learn what they delete.
+/// Archives a layer into a blob of the store, or returns the one that was made before. `below` are
+/// the layers beneath it, bottom to top, from which opaque directories learn what they delete; they
+/// need to be in the store only if the layer has such directories.
 ///
 /// # Errors
 /// When the layer is not in the store or cannot be read, or the store cannot be written.
 pub fn write_layer(
     store: &Store,
     layer: &LayerId,
-    below: &dyn View,
+    below: &[LayerId],
     options: &ArchiveOptions,
 ) -> Result<LayerBlob, WriteLayerError> {
     let tree = store.layer_tree(layer)?;
@@ -82,8 +83,10 @@ pub fn write_layer(
     if let Some(clamp) = options.clamp {
         name.push_str(&format!(".clamp{clamp}"));
     }
+    let below = if whiteout::has_opaque(&tree) { below } else { &[] };
+    let below = Layers::open(store, below)?;
     if whiteout::has_opaque(&tree) {
-        name.push_str(&format!(".on-{}", deletions_digest(Walk::new(&tree, below))));
+        name.push_str(&format!(".on-{}", deletions_digest(Walk::new(&tree, &below))));
     }
     if let Some(blob) = store.layer_blob(layer, &name)? {
         return Ok(blob);
@@ -94,10 +97,29 @@ pub fn write_layer(
     })?;
     let job = Job { store, layer, root, compression: options.compression };
     let threads = options.threads.or_else(|| thread::available_parallelism().ok());
-    let frames = Frames::new(&tree, below, options.clamp);
+    let frames = Frames::new(&tree, &below, options.clamp).map(Ok);
     let blob = job.write(frames, threads.map_or(1, NonZero::get))?;
     store.save_layer_blob(layer, &name, &blob)?;
     Ok(blob)
+}
+
+/// Compresses an archive anew, byte for byte the same inside.
+///
+/// # Errors
+/// When the stream cannot be read, or the store cannot be written.
+pub fn compress_archive(
+    store: &Store,
+    layer: &LayerId,
+    archive: impl Read + Send,
+    options: &ArchiveOptions,
+) -> Result<LayerBlob, WriteLayerError> {
+    let root = Root::open(store.path()).map_err(|source| {
+        let path = String::new();
+        WriteLayerError::Read { layer: layer.clone(), path, source }
+    })?;
+    let job = Job { store, layer, root, compression: options.compression };
+    let threads = options.threads.or_else(|| thread::available_parallelism().ok());
+    job.write(Chunks::new(archive), threads.map_or(1, NonZero::get))
 }
 
 /// Names the set of deletions of an archive, for the key of archives that depend on what is below.
@@ -127,10 +149,18 @@ struct Packed {
     key: Option<Key>,
 }
 
+/// A frame that is to be packed, and its place.
+type Numbered = (usize, io::Result<Frame>);
+
+/// A frame that is packed, and its place.
 type Done = (usize, Result<Packed, WriteLayerError>);
 
 impl Job<'_> {
-    fn write(&self, mut frames: Frames<'_>, threads: usize) -> Result<LayerBlob, WriteLayerError> {
+    fn write(
+        &self,
+        mut frames: impl Iterator<Item = io::Result<Frame>> + Send,
+        threads: usize,
+    ) -> Result<LayerBlob, WriteLayerError> {
         let first = frames.next().into_iter();
         let Some(second) = frames.next() else {
             // Most layers are small; they need no threads.
@@ -138,7 +168,7 @@ impl Job<'_> {
             let hasher = DigestHasher::new(Algorithm::Sha256);
             let mut sink = Sink::new(self, ArchiveHash::Here(hasher))?;
             for frame in first {
-                sink.take(worker.pack(&frame)?)?;
+                sink.take(worker.pack(frame)?)?;
             }
             return sink.finish();
         };
@@ -168,7 +198,7 @@ impl Job<'_> {
     }
 
     /// One worker thread: packs what the queue gives, until it is empty or nobody listens.
-    fn work(&self, queue: &Mutex<Receiver<(usize, Frame)>>, done: &Sender<Done>) {
+    fn work(&self, queue: &Mutex<Receiver<Numbered>>, done: &Sender<Done>) {
         let mut worker = None;
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -177,7 +207,7 @@ impl Job<'_> {
                 Some(made) => Ok(made),
                 None => Worker::new(self),
             };
-            let packed = made.and_then(|made| worker.insert(made).pack(&frame));
+            let packed = made.and_then(|made| worker.insert(made).pack(frame));
             if done.send((number, packed)).is_err() {
                 return;
             }
@@ -191,9 +221,9 @@ impl Job<'_> {
 
 /// Gives frames to the workers, no more at a time than there are tokens.
 fn feed(
-    frames: impl Iterator<Item = Frame>,
+    frames: impl Iterator<Item = io::Result<Frame>>,
     tokens: &Receiver<()>,
-    jobs: &SyncSender<(usize, Frame)>,
+    jobs: &SyncSender<Numbered>,
 ) {
     for job in frames.enumerate() {
         if tokens.recv().is_err() || jobs.send(job).is_err() {
@@ -245,8 +275,9 @@ impl<'a> Worker<'a> {
         Ok(Self { job, compressor, verifier: FrameVerifier::new() })
     }
 
-    fn pack(&mut self, frame: &Frame) -> Result<Packed, WriteLayerError> {
-        let raw = self.read(frame)?;
+    fn pack(&mut self, frame: io::Result<Frame>) -> Result<Packed, WriteLayerError> {
+        let frame = frame.map_err(|source| self.read_error(Path::new(""), source))?;
+        let raw = self.read(&frame)?;
         if self.job.compression == Compression::None {
             return Ok(Packed { raw, packed: None, key: None });
         }
@@ -264,17 +295,17 @@ impl<'a> Worker<'a> {
             match piece {
                 Piece::Bytes(bytes) => raw.extend_from_slice(bytes),
                 Piece::File { path, offset, length, .. } => {
-                    read_part(&self.job.root, path, *offset, *length, &mut raw).map_err(
-                        |source| WriteLayerError::Read {
-                            layer: self.job.layer.clone(),
-                            path: path.display().to_string(),
-                            source,
-                        },
-                    )?;
+                    read_part(&self.job.root, path, *offset, *length, &mut raw)
+                        .map_err(|source| self.read_error(path, source))?;
                 }
             }
         }
         Ok(raw)
+    }
+
+    fn read_error(&self, path: &Path, source: io::Error) -> WriteLayerError {
+        let path = path.display().to_string();
+        WriteLayerError::Read { layer: self.job.layer.clone(), path, source }
     }
 
     /// The compressed frame from an earlier archive, if there is one and it is intact.
