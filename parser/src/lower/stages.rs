@@ -1,0 +1,577 @@
+//! Stages: their names, bases and triggers; which of them a target reaches; what images that takes.
+
+use std::collections::BTreeMap;
+
+use super::args::{self, Variables, expand_word};
+use super::stage::{self, StageResult};
+use super::{BaseImage, ImageRequest, Known, LowerOptions, NamedContext, NoCache, Target};
+use crate::config::ImageConfig;
+use crate::diagnostic::Diagnostic;
+use crate::graph::{Graph, ImageKey, ImageName};
+use crate::instruction::{From, Instruction, Word};
+use crate::lines::heredoc_word;
+use crate::mount;
+use crate::platform::Platform;
+use crate::source::{Source, Span};
+use crate::suggest;
+use crate::tree::{Dockerfile, Statement, parse_trigger};
+
+/// What a name in FROM, `--from` or `from=` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A stage of this file, by number.
+    Stage(usize),
+    /// A folder.
+    Folder(String),
+    /// Nothing.
+    Empty,
+    /// An image.
+    Image(ImageKey),
+}
+
+/// A stage before it is lowered.
+#[derive(Debug)]
+pub(super) struct StagePlan<'a> {
+    pub(super) from: &'a From,
+    pub(super) span: Span,
+    /// The name, or its number where it has none.
+    pub(super) label: String,
+    pub(super) base: Place,
+    /// `FROM` with everything expanded, for the label of the base's node.
+    pub(super) base_name: String,
+    /// `--platform`, expanded.
+    pub(super) platform: Option<Platform>,
+    pub(super) no_cache: bool,
+    /// A named context stands for the whole stage.
+    pub(super) replaced: bool,
+    pub(super) statements: Vec<&'a Statement>,
+    /// What the base's ONBUILD adds in front.
+    pub(super) triggers: Vec<Statement>,
+    pub(super) reachable: bool,
+}
+
+/// Everything that is known before instructions are lowered.
+pub(super) struct Plan<'a> {
+    pub(super) dockerfile: &'a Dockerfile,
+    pub(super) options: &'a LowerOptions,
+    pub(super) known: &'a Known,
+    pub(super) platform: Platform,
+    pub(super) globals: Variables,
+    pub(super) stages: Vec<StagePlan<'a>>,
+    pub(super) target: usize,
+    pub(super) epoch: Option<i64>,
+    pub(super) requests: Vec<ImageRequest>,
+    names: BTreeMap<String, usize>,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(
+        dockerfile: &'a Dockerfile,
+        options: &'a LowerOptions,
+        known: &'a Known,
+        platform: Platform,
+    ) -> Result<Self, Diagnostic> {
+        let target_name = options.target.clone().unwrap_or_else(|| last_name(dockerfile));
+        let globals = args::automatic(options, &platform, &target_name);
+        let mut plan = Plan {
+            dockerfile,
+            options,
+            known,
+            platform,
+            globals,
+            stages: Vec::new(),
+            target: 0,
+            epoch: None,
+            requests: Vec::new(),
+            names: BTreeMap::new(),
+        };
+        plan.collect()?;
+        plan.target = plan.find_target()?;
+        plan.epoch = plan.find_epoch()?;
+        plan.check_references()?;
+        plan.mark_reachable()?;
+        Ok(plan)
+    }
+
+    fn escape(&self) -> char {
+        self.dockerfile.escape
+    }
+
+    fn collect(&mut self) -> Result<(), Diagnostic> {
+        for statement in &self.dockerfile.statements {
+            match &statement.instruction {
+                Instruction::From(from) => self.add_stage(from, statement)?,
+                Instruction::Arg(arguments) if self.stages.is_empty() => {
+                    let escape = self.escape();
+                    let build_args = &self.options.build_args;
+                    args::declare_global(&mut self.globals, arguments, escape, build_args)?;
+                }
+                _ => {
+                    if let Some(stage) = self.stages.last_mut() {
+                        stage.statements.push(statement);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_stage(&mut self, from: &'a From, statement: &'a Statement) -> Result<(), Diagnostic> {
+        let index = self.stages.len();
+        let expanded = expand_word(&from.image, self.escape(), &self.globals)?;
+        let base_name = expanded.text;
+        if base_name.is_empty() {
+            let message = format!("base name ({}) should not be blank", from.image.text);
+            let near = expanded.missing.iter().find_map(|name| {
+                suggest::did_you_mean(name, self.globals.names()).map(|s| format!("{name}: {s}"))
+            });
+            let default = "declare the argument with ARG in front of the first FROM, or give it with --build-arg";
+            return Err(Diagnostic::error(from.image.span, message)
+                .help_if(near)
+                .help_if(Some(default.to_owned())));
+        }
+        let platform = match &from.platform {
+            Some(word) => Some(self.stage_platform(word)?),
+            None => None,
+        };
+        let name = from.name.as_ref().map(|word| word.text.clone()).unwrap_or_default();
+        let replaced = !name.is_empty() && self.options.named_contexts.contains_key(&name);
+        let base = if replaced {
+            self.context_place(&name, platform.as_ref())
+        } else if let Some(&stage) = self.names.get(base_name.as_str()) {
+            Place::Stage(stage)
+        } else {
+            self.image_place(&base_name, platform.as_ref(), from.image.span)?
+        };
+        let no_cache = match &self.options.no_cache {
+            NoCache::Nothing => false,
+            NoCache::Everything => true,
+            NoCache::Stages(stages) => !name.is_empty() && stages.contains(&name),
+        };
+        let label = if name.is_empty() { format!("stage-{index}") } else { name.clone() };
+        if !name.is_empty() {
+            self.names.insert(name.clone(), index);
+        }
+        self.stages.push(StagePlan {
+            from,
+            span: statement.span,
+            label,
+            base,
+            base_name,
+            platform,
+            no_cache,
+            replaced,
+            statements: Vec::new(),
+            triggers: Vec::new(),
+            reachable: false,
+        });
+        Ok(())
+    }
+
+    fn stage_platform(&self, word: &Word) -> Result<Platform, Diagnostic> {
+        let text = expand_word(word, self.escape(), &self.globals)?.text;
+        if text.is_empty() {
+            let message = format!("empty platform value from expression {}", word.text);
+            return Err(Diagnostic::error(word.span, message)
+                .help("BUILDPLATFORM and TARGETPLATFORM are always set"));
+        }
+        text.parse().map_err(|error| {
+            let message = format!("failed to parse platform {}: {error}", word.text);
+            Diagnostic::error(word.span, message).help("for example linux/amd64 or linux/arm64")
+        })
+    }
+
+    /// What a named context gives.
+    fn context_place(&self, name: &str, platform: Option<&Platform>) -> Place {
+        match self.options.named_contexts.get(name) {
+            Some(NamedContext::Local) => Place::Folder(name.to_owned()),
+            Some(NamedContext::Scratch) => Place::Empty,
+            Some(NamedContext::Image) | None => Place::Image(ImageKey {
+                name: ImageName::Context(name.to_owned()),
+                platform: platform.unwrap_or(&self.platform).clone(),
+            }),
+        }
+    }
+
+    /// What a name gives that is no stage: a named context, else an image.
+    fn image_place(
+        &self,
+        name: &str,
+        platform: Option<&Platform>,
+        span: Span,
+    ) -> Result<Place, Diagnostic> {
+        if name == "scratch" {
+            return Ok(Place::Empty);
+        }
+        check_reference(name, span)?;
+        let familiar = familiar(name);
+        if self.options.named_contexts.contains_key(&familiar) {
+            return Ok(self.context_place(&familiar, platform));
+        }
+        let platform = platform.unwrap_or(&self.platform).clone();
+        Ok(Place::Image(ImageKey { name: ImageName::Reference(name.to_owned()), platform }))
+    }
+
+    /// What `--from` or `from=` means: a number (COPY alone), a stage in any case, a context, an image.
+    pub(super) fn from_place(&self, word: &Word, numbers: bool) -> Result<Place, Diagnostic> {
+        let text = &word.text;
+        if numbers && let Ok(number) = text.parse::<usize>() {
+            if number < self.stages.len() {
+                return Ok(Place::Stage(number));
+            }
+            let message = format!("invalid stage index {number}");
+            let help =
+                format!("this file has the stages 0 to {}", self.stages.len().saturating_sub(1));
+            return Err(Diagnostic::error(word.span, message).help(help));
+        }
+        match self.names.get(&text.to_lowercase()) {
+            Some(&stage) => Ok(Place::Stage(stage)),
+            None => self.image_place(text, None, word.span),
+        }
+    }
+
+    fn find_target(&self) -> Result<usize, Diagnostic> {
+        let last = self.stages.len().saturating_sub(1);
+        let Some(target) = &self.options.target else { return Ok(last) };
+        if let Some(&stage) = self.names.get(&target.to_lowercase()) {
+            return Ok(stage);
+        }
+        if let Ok(number) = target.parse::<usize>()
+            && number < self.stages.len()
+        {
+            return Ok(number);
+        }
+        let message = format!("target stage {target:?} could not be found");
+        let names = || self.names.keys().map(String::as_str);
+        let near = suggest::did_you_mean(target, names());
+        let all = format!("stages of this file: {}", names().collect::<Vec<_>>().join(", "));
+        let span = self.stages.last().map_or(Span::default(), |stage| stage.span);
+        Err(Diagnostic::error(span, message).help_if(near).help_if(Some(all)))
+    }
+
+    fn find_epoch(&mut self) -> Result<Option<i64>, Diagnostic> {
+        use crate::expand::Lookup as _;
+        let given = self.options.build_args.get("SOURCE_DATE_EPOCH").map(String::as_str);
+        let Some(text) = given.or_else(|| self.globals.get("SOURCE_DATE_EPOCH")) else {
+            return Ok(None);
+        };
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| {
+            let span = self.dockerfile.statements.first().map_or(Span::default(), |s| s.span);
+            Diagnostic::error(span, format!("invalid SOURCE_DATE_EPOCH: {text}"))
+                .help("seconds since 1970 as a whole number")
+        })
+    }
+
+    /// All references of a stage's instructions, the triggers' first.
+    fn references(&self, stage: &StagePlan<'_>) -> Result<Vec<(Place, Word)>, Diagnostic> {
+        let mut found = Vec::new();
+        if stage.replaced {
+            return Ok(found);
+        }
+        for statement in stage.triggers.iter().chain(stage.statements.iter().copied()) {
+            for (word, numbers) in reference_words(statement)? {
+                found.push((self.from_place(&word, numbers)?, word));
+            }
+        }
+        Ok(found)
+    }
+
+    /// References of all stages make sense, reached or not; no stage needs itself.
+    fn check_references(&self) -> Result<(), Diagnostic> {
+        let mut uses: Vec<Vec<usize>> = Vec::with_capacity(self.stages.len());
+        for stage in &self.stages {
+            let references = self.references(stage)?;
+            let stages = references.iter().filter_map(|(place, _)| match place {
+                Place::Stage(index) => Some(*index),
+                _ => None,
+            });
+            let base = match stage.base {
+                Place::Stage(index) => Some(index),
+                _ => None,
+            };
+            uses.push(stages.chain(base).collect());
+        }
+        match circle(&uses) {
+            None => Ok(()),
+            Some(index) => {
+                let stage = &self.stages[index];
+                let message = format!("circular dependency detected on stage: {}", stage.label);
+                Err(Diagnostic::error(stage.span, message)
+                    .help("a stage may use only stages that do not use it"))
+            }
+        }
+    }
+
+    /// Walks from the target; loads the triggers of bases that are known, asks for the others.
+    fn mark_reachable(&mut self) -> Result<(), Diagnostic> {
+        let mut open = vec![self.target];
+        while let Some(index) = open.pop() {
+            if self.stages[index].reachable {
+                continue;
+            }
+            self.stages[index].reachable = true;
+            let base = self.stages[index].base.clone();
+            let span = self.stages[index].from.image.span;
+            self.need(&base, span, &mut open);
+            self.stages[index].triggers = self.triggers(index)?;
+            for (place, word) in self.references(&self.stages[index])? {
+                self.need(&place, word.span, &mut open);
+            }
+        }
+        Ok(())
+    }
+
+    fn need(&mut self, place: &Place, span: Span, open: &mut Vec<usize>) {
+        match place {
+            Place::Stage(index) => open.push(*index),
+            Place::Image(key) if !self.known.contains_key(key) => {
+                if !self.requests.iter().any(|request| request.key == *key) {
+                    self.requests.push(ImageRequest { key: key.clone(), span });
+                }
+            }
+            Place::Image(_) | Place::Folder(_) | Place::Empty => {}
+        }
+    }
+
+    /// What ONBUILD of the base adds to a stage; empty while the base is not known.
+    fn triggers(&self, index: usize) -> Result<Vec<Statement>, Diagnostic> {
+        let stage = &self.stages[index];
+        if stage.replaced {
+            return Ok(Vec::new());
+        }
+        let texts: Vec<String> = match &stage.base {
+            Place::Stage(base) if !self.stages[*base].replaced => self.stages[*base]
+                .statements
+                .iter()
+                .filter_map(|statement| match &statement.instruction {
+                    Instruction::Onbuild(onbuild) => Some(onbuild.trigger.clone()),
+                    _ => None,
+                })
+                .collect(),
+            Place::Image(key) => {
+                self.known.get(key).map(|image| image.config.on_build.clone()).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        let mut triggers = Vec::new();
+        for text in texts {
+            triggers.push(trigger_statement(&text, stage.span)?);
+        }
+        Ok(triggers)
+    }
+
+    /// The image behind a key; lowering starts only when all are known.
+    pub(super) fn image(&self, key: &ImageKey) -> Result<&'a BaseImage, Diagnostic> {
+        self.known.get(key).ok_or_else(|| {
+            Diagnostic::error(Span::default(), format!("image {:?} was not looked up", key.name))
+        })
+    }
+
+    pub(super) fn global_values(&self) -> &Variables {
+        &self.globals
+    }
+}
+
+/// One trigger as an instruction; its place is the FROM that brought it in.
+fn trigger_statement(text: &str, from: Span) -> Result<Statement, Diagnostic> {
+    let source = Source::new("ONBUILD", format!("{text}\n"));
+    let (mut statements, diagnostics) = parse_trigger(&source);
+    if let Some(diagnostic) = diagnostics.into_iter().next() {
+        let message = format!("{} (in the trigger `ONBUILD {text}`)", diagnostic.message);
+        return Err(Diagnostic { span: Some(from), message, ..diagnostic });
+    }
+    match (statements.pop(), statements.is_empty()) {
+        (Some(mut statement), true) => {
+            place_at(&mut statement, from);
+            Ok(statement)
+        }
+        _ => Err(Diagnostic::error(from, "onbuild trigger should be a single expression")),
+    }
+}
+
+/// Every word of a trigger is told at the FROM: its own text is in no file that the user has.
+fn place_at(statement: &mut Statement, span: Span) {
+    statement.span = span;
+    statement.keyword.span = span;
+    let mut set = |word: &mut Word| word.span = span;
+    match &mut statement.instruction {
+        Instruction::Copy(copy) => {
+            let words = [&mut copy.from, &mut copy.chown, &mut copy.chmod];
+            words.into_iter().flatten().for_each(&mut set);
+            set(&mut copy.dest);
+        }
+        Instruction::Run(run) => run.mounts.iter_mut().for_each(set),
+        Instruction::Workdir(word)
+        | Instruction::User(word)
+        | Instruction::Stopsignal(word)
+        | Instruction::Maintainer(word) => set(word),
+        _ => {}
+    }
+}
+
+/// The words of an instruction that name stages, contexts or images; whether numbers count.
+fn reference_words(statement: &Statement) -> Result<Vec<(Word, bool)>, Diagnostic> {
+    match &statement.instruction {
+        Instruction::Copy(copy) => {
+            let Some(from) = &copy.from else { return Ok(Vec::new()) };
+            if from.text.contains('$') {
+                let message = "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround";
+                return Err(Diagnostic::error(from.span, message)
+                    .help("add FROM ${NAME} AS other in front and write --from=other"));
+            }
+            if from.text.is_empty() || heredoc_word(&from.text).is_some() {
+                return Err(Diagnostic::error(
+                    from.span,
+                    format!("invalid --from {:?}", from.text),
+                ));
+            }
+            Ok(vec![(from.clone(), true)])
+        }
+        Instruction::Run(run) => {
+            let mut words = Vec::new();
+            for flag in &run.mounts {
+                mount::check(flag)?;
+                let from = mount::from(flag);
+                words.extend(from.map(|text| (Word { text, span: flag.span }, false)));
+            }
+            Ok(words)
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// A stage that is on a circle of uses; found without recursion.
+fn circle(uses: &[Vec<usize>]) -> Option<usize> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mark {
+        New,
+        Open,
+        Done,
+    }
+    let mut marks = vec![Mark::New; uses.len()];
+    for start in 0..uses.len() {
+        let mut path = vec![(start, 0)];
+        if marks[start] != Mark::New {
+            continue;
+        }
+        marks[start] = Mark::Open;
+        while let Some((stage, next)) = path.pop() {
+            let Some(&used) = uses[stage].get(next) else {
+                marks[stage] = Mark::Done;
+                continue;
+            };
+            path.push((stage, next + 1));
+            match marks[used] {
+                Mark::Open => return Some(used),
+                Mark::New => {
+                    marks[used] = Mark::Open;
+                    path.push((used, 0));
+                }
+                Mark::Done => {}
+            }
+        }
+    }
+    None
+}
+
+fn last_name(dockerfile: &Dockerfile) -> String {
+    let last =
+        dockerfile.statements.iter().rev().find_map(|statement| match &statement.instruction {
+            Instruction::From(from) => Some(from.name.as_ref().map(|name| name.text.clone())),
+            _ => None,
+        });
+    last.flatten().unwrap_or_default()
+}
+
+/// The name under which a named context is looked up: `docker.io/library/` and `:latest` fall away.
+fn familiar(name: &str) -> String {
+    let lower = name.to_lowercase();
+    let short = lower.strip_prefix("docker.io/").unwrap_or(&lower);
+    let short = short.strip_prefix("library/").unwrap_or(short);
+    short.strip_suffix(":latest").unwrap_or(short).to_owned()
+}
+
+/// The grammar of references, as far as an error should point into the Dockerfile.
+fn check_reference(name: &str, span: Span) -> Result<(), Diagnostic> {
+    let path = name.split(['@']).next().unwrap_or_default();
+    let allowed =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '[' | ']');
+    let repository = path.rsplit_once('/').map_or(path, |(_, last)| last);
+    let repository = repository.split(':').next().unwrap_or_default();
+    let upper = repository.chars().any(|c| c.is_ascii_uppercase());
+    if !upper
+        && path.chars().all(allowed)
+        && !repository.is_empty()
+        && !path.starts_with(['/', '-', '.'])
+    {
+        return Ok(());
+    }
+    let why = if upper { "repository name must be lowercase" } else { "invalid reference format" };
+    let why = if upper { format!("invalid reference format: {why}") } else { why.to_owned() };
+    let message = format!("failed to parse stage name {name:?}: {why}");
+    Err(Diagnostic::error(span, message).help("an image is named like registry.example/name:tag"))
+}
+
+/// Lowers every stage that is needed, in the order of the file.
+pub(super) fn lower_plan(plan: &Plan<'_>, graph: &mut Graph) -> Result<Target, Diagnostic> {
+    let mut done: Vec<Option<StageResult>> = Vec::with_capacity(plan.stages.len());
+    for index in 0..plan.stages.len() {
+        let result = if plan.stages[index].reachable {
+            Some(stage::lower_stage(plan, index, &done, graph)?)
+        } else {
+            None
+        };
+        done.push(result);
+    }
+    let Some(result) = done.swap_remove(plan.target) else {
+        return Err(Diagnostic::error(Span::default(), "the target was not reached"));
+    };
+    Ok(finish(plan, result))
+}
+
+fn finish(plan: &Plan<'_>, result: StageResult) -> Target {
+    let mut config: ImageConfig = result.config;
+    for (name, value) in &plan.options.labels {
+        config.labels.insert(name.clone(), value.clone());
+    }
+    let platform = if plan.options.platforms.is_empty() {
+        result.image_platform
+    } else {
+        plan.platform.clone()
+    };
+    Target {
+        platform,
+        snapshot: result.snapshot,
+        config,
+        history: result.history,
+        base: result.base,
+        epoch: plan.epoch,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{circle, familiar};
+
+    #[test]
+    fn circles_are_found() {
+        assert_eq!(circle(&[vec![], vec![0], vec![0, 1]]), None);
+        assert!(circle(&[vec![1], vec![0]]).is_some());
+        assert!(circle(&[vec![0]]).is_some());
+        let chain: Vec<Vec<usize>> =
+            (0..100_000).map(|i| if i == 0 { vec![] } else { vec![i - 1] }).collect();
+        assert_eq!(circle(&chain), None);
+    }
+
+    #[test]
+    fn familiar_names() {
+        for (name, expect) in
+            [("docker.io/library/a:latest", "a"), ("a:1", "a:1"), ("docker.io/x/y", "x/y")]
+        {
+            assert_eq!(familiar(name), expect);
+        }
+    }
+}
