@@ -98,3 +98,6 @@ impl ArchiveError {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;
