@@ -1,114 +1,250 @@
-//! Layers while they are made.
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
-use std::sync::Arc;
+//! Layers while they are made, and their publication.
+//!
+//! A layer is stored in overlay's own form: a whiteout is a character device 0:0, an opaque directory has the
+//! attribute `trusted.overlay.opaque` or `user.overlay.opaque` (both, where permitted: overlay reads the second when
+//! it is mounted with `userxattr`).
 
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::params;
+use rustix::fs::{Mode, OFlags};
+
+use crate::context::Verdict;
 use crate::digest::LayerId;
-use crate::root::Root;
-use crate::store::{Store, StoreError};
+use crate::layer_writer::LayerWriter;
+use crate::process::Process;
+use crate::root::{FileKind, Root, Stat, read_link_at, xattrs_of};
+use crate::scan::{self, Place, Rules};
+use crate::store::{Store, StoreError, failed, layer_place, now, now_ms, tree_place};
 use crate::tree::{Entry, Kind, Metadata, Tree};
-use crate::view::{Known, View};
+
+const OPAQUE: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
+
+/// Whether an attribute is overlay's own: it must never come from an image, nor go into one.
+pub(crate) fn is_overlay_xattr(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+}
+
+/// Marks a directory as opaque on disk, in every way that is permitted.
+pub(crate) fn mark_opaque(root: &Root, path: &Path) -> io::Result<()> {
+    let results = OPAQUE.map(|name| root.set_xattr(path, name, b"y"));
+    let (mut marked, mut refused) = (false, None);
+    for result in results {
+        match result {
+            Ok(()) => marked = true,
+            Err(error) => refused = Some(error),
+        }
+    }
+    if marked { Ok(()) } else { Err(refused.expect("there is more than one way")) }
+}
 
 /// A layer that is being made, in `tmp/`; dropping it removes it.
 #[derive(Debug)]
-pub struct LayerDraft {}
-/// Makes files in a new layer; many threads may use it at once.
-#[derive(Debug)]
-pub struct LayerWriter {}
-/// What was written: size and blake3 of the data. Compare with what a key was computed from: a file of a context may
-/// have changed meanwhile, and the tree describes what was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
-    /// Bytes.
-    pub size: u64,
-    /// blake3 of the bytes.
-    pub data: [u8; 32],
+pub struct LayerDraft {
+    store: Store,
+    process: Arc<Process>,
+    name: PathBuf,
+    fs: Root,
+    work: PathBuf,
 }
-#[expect(missing_docs, clippy::missing_errors_doc, unused_variables, reason = "first landing")]
+
 impl Store {
+    /// Begins a layer: an empty root directory (0755) and an empty work directory for overlay beside it.
+    ///
+    /// # Errors
+    /// When they cannot be made.
     pub fn draft(&self) -> Result<LayerDraft, StoreError> {
-        unimplemented!()
+        let process = self.process()?;
+        let name = process.fresh();
+        let (dir, path) = (process.dir(), process.dir().path().join(&name));
+        let make = || {
+            dir.mkdir(&name, 0o700)?;
+            dir.mkdir(&name.join("fs"), 0o755)?;
+            dir.chmod(&name.join("fs"), 0o755)?;
+            dir.mkdir(&name.join("work"), 0o755)?;
+            dir.open_dir(&name.join("fs"))
+        };
+        let fs = make().map_err(failed("make", &path))?;
+        Ok(LayerDraft { store: self.clone(), process, fs, work: path.join("work"), name })
     }
 }
-#[expect(missing_docs, clippy::missing_errors_doc, unused_variables, reason = "first landing")]
+
 impl LayerDraft {
+    /// The root directory of the layer's files: overlay's upper directory.
+    #[must_use]
     pub fn fs_path(&self) -> &Path {
-        unimplemented!()
+        self.fs.path()
     }
+
+    /// Overlay's work directory.
+    #[must_use]
     pub fn work_path(&self) -> &Path {
-        unimplemented!()
+        &self.work
     }
+
+    /// The layer's files, open.
+    #[must_use]
     pub fn fs_root(&self) -> &Root {
-        unimplemented!()
+        &self.fs
     }
+
+    /// The one safe way to make files in the layer. A draft has one writer; share it among threads.
+    #[must_use]
     pub fn writer(&self) -> LayerWriter {
-        unimplemented!()
+        LayerWriter::new(self.fs.clone())
     }
-    /// After RUN: reads the overlay upper directory.
+
+    /// Reads what a command left in overlay's upper directory.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or overlay was mounted with `redirect_dir` or `metacopy`, which have no form in a
+    /// layer.
     pub fn scan(&self) -> io::Result<Tree> {
-        unimplemented!()
+        let rules = Upper { root: &self.fs, groups: Mutex::default() };
+        scan::scan(&self.fs, Path::new(""), &rules)
     }
-    /// Idempotent: when `id` exists already, this draft is removed and the stored tree returned.
+
+    /// Publishes the layer with its tree. When `id` is in the store already, this draft is dropped and the stored
+    /// tree returned.
+    ///
+    /// # Errors
+    /// When the disk or the database fails; nothing is visible then.
     pub fn publish(self, id: LayerId, tree: Tree) -> Result<Arc<Tree>, StoreError> {
-        unimplemented!()
+        let store = &self.store;
+        if store.has_layer(&id)? {
+            return store.layer_tree(&id);
+        }
+        let (dir, root) = (self.process.dir(), store.root());
+        let encoded = self.name.join("tree");
+        dir.create_file(&encoded, 0o644)
+            .and_then(|mut file| file.write_all(&tree.encode()))
+            .map_err(failed("write the tree of", self.fs.path()))?;
+        let lock = store.publish_lock()?;
+        if store.has_layer(&id)? {
+            return store.layer_tree(&id);
+        }
+        let path = store.layer_path(&id);
+        dir.rename(&encoded, root, &tree_place(&id)).map_err(failed("publish", &path))?;
+        let place = layer_place(&id);
+        if store.layer_dir_exists(&id) {
+            // Left by a process that died between the renames and the commit, or by an earlier boot.
+            root.rename(&place, dir, &self.name.join("old")).map_err(failed("replace", &path))?;
+        }
+        dir.rename(&self.name.join("fs"), root, &place).map_err(failed("publish", &path))?;
+        self.commit(&id, &tree)?;
+        drop(lock);
+        let tree = Arc::new(tree);
+        store.remember_tree(&id, tree.clone());
+        Ok(tree)
+    }
+
+    fn commit(&self, id: &LayerId, tree: &Tree) -> Result<(), StoreError> {
+        let size = i64::try_from(tree.data_size()).unwrap_or(i64::MAX);
+        let entries = i64::try_from(tree.len()).unwrap_or(i64::MAX);
+        self.store.db().write("publish a layer", |transaction| {
+            let query = "INSERT OR REPLACE INTO layers
+                         (id, content, size, entries, created_ms, last_used, boot)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            transaction
+                .prepare_cached(query)?
+                .execute(params![
+                    id.as_str(),
+                    tree.content().as_bytes(),
+                    size,
+                    entries,
+                    now_ms(),
+                    now(),
+                    self.store.boot()
+                ])
+                .map(|_| ())
+        })
     }
 }
-#[expect(missing_docs, clippy::missing_errors_doc, unused_variables, reason = "first landing")]
-impl LayerWriter {
-    /// What has been written at `path` so far.
-    pub fn entry(&self, path: &Path) -> Option<Entry> {
-        unimplemented!()
+
+impl Drop for LayerDraft {
+    fn drop(&mut self) {
+        // What cannot be removed is swept when this process is dead.
+        let _ = self.process.dir().remove_all(&self.name);
     }
-    /// Missing parents of `path` are made with the metadata they have in `below`, else 0755 root:root.
-    pub fn parents(&self, path: &Path, below: &dyn View) -> io::Result<()> {
-        unimplemented!()
+}
+
+/// How an overlay upper directory is read.
+struct Upper<'a> {
+    root: &'a Root,
+    groups: Mutex<HashMap<(u64, u64), u32>>,
+}
+
+impl Upper<'_> {
+    fn group(&self, stat: &Stat) -> u32 {
+        if stat.links < 2 || stat.kind == FileKind::Directory {
+            return 0;
+        }
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = u32::try_from(groups.len() + 1).expect("fewer than 2^32 linked files");
+        *groups.entry((stat.device, stat.inode)).or_insert(next)
     }
-    /// Makes a directory or sets the metadata of one that is there. Applied to the disk by `finish`.
-    pub fn directory(&self, path: &Path, metadata: &Metadata) -> io::Result<()> {
-        unimplemented!()
+
+    /// The attributes that belong to the layer, and whether the directory is opaque.
+    fn attributes(&self, place: &Place<'_>) -> io::Result<(Xattrs, bool)> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let top = place.name.is_empty();
+        let name = if top { std::ffi::OsStr::new(".") } else { place.name };
+        let fd = rustix::fs::openat(place.dir, name, flags, Mode::empty())?;
+        let mut all = xattrs_of(&fd)?;
+        for kind in ["redirect", "metacopy"] {
+            for class in ["trusted", "user"] {
+                if all.contains_key(format!("{class}.overlay.{kind}").as_bytes()) {
+                    let text =
+                        format!("overlay was mounted with `{kind}`, which no layer can hold");
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+                }
+            }
+        }
+        let opaque = OPAQUE.map(|name| all.get(name).is_some_and(|value| value.as_slice() == b"y"));
+        if opaque[0] != opaque[1] {
+            // Best effort: the layer may be mounted the other way one day.
+            let _ = mark_opaque(self.root, &place.dir_path.join(place.name));
+        }
+        all.retain(|name, _| {
+            let foreign = name.starts_with(b"security.") && name != b"security.capability";
+            !foreign && !is_overlay_xattr(name)
+        });
+        Ok((all, opaque[0] || opaque[1]))
     }
-    /// Hides what lower layers have in a directory of this layer.
-    pub fn opaque(&self, path: &Path) -> io::Result<()> {
-        unimplemented!()
+}
+
+type Xattrs = std::collections::BTreeMap<Vec<u8>, Vec<u8>>;
+
+impl Rules for Upper<'_> {
+    fn verdict(&self, _: &Path, _: bool) -> Verdict {
+        Verdict::Include
     }
-    pub fn file(
-        &self,
-        path: &Path,
-        metadata: &Metadata,
-        content: &mut dyn Read,
-    ) -> io::Result<Written> {
-        unimplemented!()
-    }
-    pub fn file_from(
-        &self,
-        path: &Path,
-        metadata: &Metadata,
-        source: &File,
-        known: Option<&Known>,
-    ) -> io::Result<Written> {
-        unimplemented!()
-    }
-    pub fn symlink(&self, path: &Path, metadata: &Metadata, target: &Path) -> io::Result<()> {
-        unimplemented!()
-    }
-    /// `existing` must have been written by this writer.
-    pub fn hardlink(&self, path: &Path, existing: &Path) -> io::Result<()> {
-        unimplemented!()
-    }
-    /// CharDevice, BlockDevice, Fifo (Socket becomes an empty file).
-    pub fn special(&self, path: &Path, metadata: &Metadata, kind: &Kind) -> io::Result<()> {
-        unimplemented!()
-    }
-    pub fn whiteout(&self, path: &Path) -> io::Result<()> {
-        unimplemented!()
-    }
-    /// Forgets what was written at `path`, with everything beneath.
-    pub fn remove(&self, path: &Path) -> io::Result<()> {
-        unimplemented!()
-    }
-    /// Sets modes and times of directories, last; the tree of everything written.
-    pub fn finish(self) -> io::Result<Tree> {
-        unimplemented!()
+
+    fn entry(&self, place: &Place<'_>, stat: &Stat) -> io::Result<Entry> {
+        if stat.kind == FileKind::CharDevice && stat.rdev == (0, 0) {
+            let metadata = Metadata::default();
+            return Ok(Entry { kind: Kind::Whiteout, metadata, link_group: 0 });
+        }
+        let (xattrs, opaque) = self.attributes(place)?;
+        let (major, minor) = stat.rdev;
+        let kind = match stat.kind {
+            FileKind::Directory => Kind::Directory { opaque },
+            FileKind::File => {
+                let file = scan::open_regular(place.dir, place.name)?;
+                let (size, data) = scan::hash_file(&file)?;
+                Kind::File { size, data }
+            }
+            FileKind::Symlink => Kind::Symlink { target: read_link_at(place.dir, place.name)? },
+            FileKind::CharDevice => Kind::CharDevice { major, minor },
+            FileKind::BlockDevice => Kind::BlockDevice { major, minor },
+            FileKind::Fifo => Kind::Fifo,
+            FileKind::Socket => Kind::Socket,
+        };
+        let Stat { mode, uid, gid, mtime, .. } = *stat;
+        let metadata = Metadata { mode, uid, gid, mtime, xattrs };
+        Ok(Entry { kind, metadata, link_group: self.group(stat) })
     }
 }

@@ -18,17 +18,24 @@
 #![forbid(unsafe_code)]
 
 mod blob;
+mod context;
+mod db;
 mod digest;
 mod gc;
 mod images;
 mod layer;
 mod layer_blobs;
+mod layer_writer;
+mod layers;
 mod lease;
 mod lock;
 mod mounts;
 mod oci;
+mod process;
 mod record;
 mod root;
+mod scan;
+mod stat_cache;
 mod store;
 mod tree;
 mod tree_digest;
@@ -36,14 +43,17 @@ mod tree_format;
 mod view;
 
 pub use blob::{BlobInfo, BlobWriter};
+pub use context::{Context, ScanFilter, Verdict};
 pub use digest::{
     Algorithm, ContentDigest, DiffId, Digest, DigestHasher, HashingReader, Key, LayerId, Mismatch,
     ParseDigestError, Verifier, VerifyingReader,
 };
 pub use gc::{PruneOptions, PruneReport, UsageKind, UsageRow};
 pub use images::StoredImage;
-pub use layer::{LayerDraft, LayerWriter, Written};
+pub use layer::LayerDraft;
 pub use layer_blobs::{FrameLocation, LayerBlob};
+pub use layer_writer::{LayerWriter, Written};
+pub use layers::Layers;
 pub use lease::Lease;
 pub use lock::KeyLock;
 pub use mounts::{CacheMount, CacheMountRequest, Sharing};
@@ -53,7 +63,4 @@ pub use root::{DirItem, FileKind, Root, Stat};
 pub use store::{Store, StoreError};
 pub use tree::{Entry, Kind, Metadata, NodeRef, Time, Tree, TreeBuilder};
 pub use tree_format::DecodeTreeError;
-pub use view::{
-    Context, FileIdentity, Known, Layers, ResolveError, ScanFilter, Verdict, View, ViewEntry,
-    resolve,
-};
+pub use view::{FileIdentity, Known, ResolveError, View, ViewEntry, resolve};

@@ -233,7 +233,7 @@ impl Root {
     }
 
     /// Opens what is at `path` without following any link; long paths piece by piece.
-    fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    pub(crate) fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         check_path(path)?;
         if path.as_os_str().is_empty() {
             let flags = flags | OFlags::CLOEXEC;
@@ -505,21 +505,7 @@ impl Root {
     /// What the kernel says.
     pub fn xattrs(&self, path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
         let fd = self.open_at(path, OFlags::PATH)?;
-        let mut list = vec![0_u8; 1024];
-        let length = loop {
-            match rustix::fs::listxattr(proc_path(&fd), list.as_mut_slice()) {
-                Err(Errno::RANGE) => list.resize(list.len() * 4, 0),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(BTreeMap::new()),
-                result => break result?,
-            }
-        };
-        let mut found = BTreeMap::new();
-        for name in list[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
-            if let Some(value) = get_xattr_fd(&fd, c_name(name)?.as_c_str())? {
-                found.insert(name.to_vec(), value);
-            }
-        }
-        Ok(found)
+        xattrs_of(&fd)
     }
 }
 
@@ -552,6 +538,25 @@ fn get_xattr_fd(fd: &OwnedFd, name: &std::ffi::CStr) -> io::Result<Option<Vec<u8
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// All extended attributes of what an `O_PATH` descriptor stands for.
+pub(crate) fn xattrs_of(fd: &OwnedFd) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let mut list = vec![0_u8; 1024];
+    let length = loop {
+        match rustix::fs::listxattr(proc_path(fd), list.as_mut_slice()) {
+            Err(Errno::RANGE) => list.resize(list.len() * 4, 0),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(BTreeMap::new()),
+            result => break result?,
+        }
+    };
+    let mut found = BTreeMap::new();
+    for name in list[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        if let Some(value) = get_xattr_fd(fd, c_name(name)?.as_c_str())? {
+            found.insert(name.to_vec(), value);
+        }
+    }
+    Ok(found)
 }
 
 fn chmod_path_fd(fd: &OwnedFd, mode: Mode) -> io::Result<()> {

@@ -1,10 +1,27 @@
-//! The store: open, layout, what a dead process left.
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+//! The store: opening it, its layout, stored layers.
+//!
+//! Opening does next to nothing: a directory handle, a database connection, one number read. Folders are made when the
+//! database is not there; what dead processes left is swept when a process begins to write (`process.rs`).
 
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{OptionalExtension, params};
+use rustix::fs::FlockOperation;
+
+use crate::db::{self, Db};
 use crate::digest::{ContentDigest, Digest, LayerId};
+use crate::process::{self, Process};
+use crate::root::Root;
 use crate::tree::Tree;
+
+/// Data that is older than this has most likely been written back by the kernel: syncing it costs little.
+const SETTLED: Duration = Duration::from_secs(60);
+/// A tree takes 50 to 100 bytes an entry; more than this is no tree of ours.
+const TREE_LIMIT: u64 = 4 << 30;
 
 /// What went wrong in the store.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +45,10 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// The store was made by a newer Kiln; it is left untouched.
-    #[error("the store `{}` was made by a newer version (format {found}, this version knows {known})", path.display())]
+    #[error(
+        "the store `{}` was made by a newer version (format {found}, this version knows {known})",
+        path.display()
+    )]
     NewerFormat {
         /// The store.
         path: PathBuf,
@@ -72,41 +92,357 @@ pub enum StoreError {
         reason: String,
     },
 }
+
+/// Makes an `io::Error` a [`StoreError`]: `.map_err(failed("open", &path))`.
+pub(crate) fn failed(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> StoreError + use<> {
+    let path = path.to_owned();
+    move |source| StoreError::Io { operation, path, source }
+}
+
 /// The store on disk; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Store {
-    path: Arc<PathBuf>,
+    inner: Arc<Inner>,
 }
-#[expect(missing_docs, clippy::missing_errors_doc, unused_variables, reason = "first landing")]
+
+#[derive(Debug)]
+struct Inner {
+    root: Root,
+    db: Db,
+    boot: String,
+    process: Mutex<Option<Arc<Process>>>,
+    trees: Mutex<HashMap<LayerId, Arc<Tree>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let wrote = self.process.get_mut().unwrap_or_else(PoisonError::into_inner).is_some();
+        if wrote {
+            self.db.checkpoint();
+        }
+    }
+}
+
+const FOLDERS: &[&str] = &[
+    "blobs",
+    "blobs/sha256",
+    "blobs/sha512",
+    "layers",
+    "trees",
+    "contexts",
+    "mounts",
+    "locks",
+    "tmp",
+];
+
 impl Store {
-    /// Opens the store, making it when it is not there.
+    /// Opens the store at `path`, making it when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be made or opened, or a newer Kiln made it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        unimplemented!()
+        let path = std::path::absolute(path).map_err(failed("find", path))?;
+        let boot = boot_id();
+        let database = path.join("kiln.db");
+        let opened = Root::open(&path).and_then(|root| {
+            // SQLite cannot tell a missing file from a missing folder.
+            root.stat(Path::new("kiln.db")).map(|_| root)
+        });
+        let (root, db) = match opened {
+            Ok(root) => match Db::open(&database, &path, false) {
+                Err(error) if db::is_damage(&error) => {
+                    set_aside(&root, error)?;
+                    let root = initialise(&path)?;
+                    (root, Db::open(&database, &path, true)?)
+                }
+                Err(error) if db::is_missing(&error) => {
+                    (initialise(&path)?, Db::open(&database, &path, true)?)
+                }
+                result => (root, result?),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                (initialise(&path)?, Db::open(&database, &path, true)?)
+            }
+            Err(error) => return Err(failed("open the store", &path)(error)),
+        };
+        let (process, trees) = (Mutex::default(), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { root, db, boot, process, trees }) })
     }
+
+    /// The store's folder, absolute.
+    #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.inner.root.path()
     }
+
+    pub(crate) fn root(&self) -> &Root {
+        &self.inner.root
+    }
+
+    pub(crate) fn db(&self) -> &Db {
+        &self.inner.db
+    }
+
+    /// This boot of the machine, which rows carry until their data was synced.
+    pub(crate) fn boot(&self) -> &str {
+        &self.inner.boot
+    }
+
+    /// What this process has in `tmp/`; the first call makes it and sweeps, in a thread, what dead processes left.
+    pub(crate) fn process(&self) -> Result<Arc<Process>, StoreError> {
+        let mut slot = self.inner.process.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(process) = &*slot {
+            return Ok(process.clone());
+        }
+        let path = self.path().join("tmp");
+        let tmp = self.root().open_dir(Path::new("tmp")).map_err(failed("open", &path))?;
+        let made = Process::new(tmp.clone()).map_err(failed("make a folder in", &path))?;
+        let (process, dead) = (Arc::new(made.0), made.1);
+        *slot = Some(process.clone());
+        drop(slot);
+        let store = self.clone();
+        std::thread::spawn(move || store.tidy(&tmp, &dead));
+        Ok(process)
+    }
+
+    /// Off every path: nobody waits for it, and a process that ends in the middle loses nothing.
+    fn tidy(&self, tmp: &Root, dead: &[PathBuf]) {
+        for name in dead {
+            let _ = tmp.remove_all(name);
+        }
+        let limit = now_ms() - i64::try_from(SETTLED.as_millis()).unwrap_or(i64::MAX);
+        let settled = self.db().read("look for unsynced data", |connection| {
+            let query = "SELECT EXISTS (SELECT 1 FROM layers WHERE boot = ?1 AND created_ms < ?2)
+                             OR EXISTS (SELECT 1 FROM blobs WHERE boot = ?1 AND created_ms < ?2)";
+            connection.query_row(query, params![self.boot(), limit], |row| row.get(0))
+        });
+        if settled.unwrap_or(false) {
+            let _ = self.sync();
+        }
+    }
+
+    /// Serialises what is published: held from the first rename to the commit.
+    pub(crate) fn publish_lock(&self) -> Result<std::os::fd::OwnedFd, StoreError> {
+        let name = Path::new("locks/publish");
+        let lock = process::lock_file(self.root(), name)
+            .and_then(|fd| process::flock(&fd, FlockOperation::LockExclusive).map(|()| fd));
+        lock.map_err(failed("lock", &self.path().join(name)))
+    }
+
+    /// Whether the layer is there, whole.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn has_layer(&self, id: &LayerId) -> Result<bool, StoreError> {
-        unimplemented!()
+        Ok(self.layer_content(id)?.is_some() && self.layer_dir_exists(id))
     }
-    /// The overlay lower directory.
+
+    pub(crate) fn layer_dir_exists(&self, id: &LayerId) -> bool {
+        self.root().stat(&layer_place(id)).is_ok()
+    }
+
+    /// The layer's files: an overlay lower directory.
+    #[must_use]
     pub fn layer_path(&self, id: &LayerId) -> PathBuf {
-        unimplemented!()
+        self.path().join(layer_place(id))
     }
-    /// Memoised.
+
+    /// The layer's files, open.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub fn layer_root(&self, id: &LayerId) -> Result<Root, StoreError> {
+        self.root().open_dir(&layer_place(id)).map_err(|error| self.missing(id, error))
+    }
+
+    fn missing(&self, id: &LayerId, error: io::Error) -> StoreError {
+        if error.kind() == io::ErrorKind::NotFound {
+            return StoreError::MissingLayer { id: id.clone() };
+        }
+        failed("open", &self.layer_path(id))(error)
+    }
+
+    /// The layer's tree; read once a process.
+    ///
+    /// # Errors
+    /// [`StoreError::MissingLayer`] or [`StoreError::DamagedTree`].
     pub fn layer_tree(&self, id: &LayerId) -> Result<Arc<Tree>, StoreError> {
-        unimplemented!()
+        let trees = || self.inner.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tree) = trees().get(id) {
+            return Ok(tree.clone());
+        }
+        if self.layer_content(id)?.is_none() {
+            return Err(StoreError::MissingLayer { id: id.clone() });
+        }
+        let bytes = read_limited(self.root(), &tree_place(id), TREE_LIMIT)
+            .map_err(|error| self.missing(id, error))?;
+        let damaged = |reason: String| StoreError::DamagedTree { id: id.clone(), reason };
+        let tree = Tree::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
+        let tree = Arc::new(tree);
+        Ok(trees().entry(id.clone()).or_insert(tree).clone())
     }
-    /// The content of a layer without reading its tree.
+
+    pub(crate) fn remember_tree(&self, id: &LayerId, tree: Arc<Tree>) {
+        let mut trees = self.inner.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        trees.insert(id.clone(), tree);
+    }
+
+    pub(crate) fn forget_tree(&self, id: &LayerId) {
+        self.inner.trees.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// The content of a layer without reading its tree; `None` when it is not there.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn layer_content(&self, id: &LayerId) -> Result<Option<ContentDigest>, StoreError> {
-        unimplemented!()
+        self.db().read("look up a layer", |connection| {
+            let query = "SELECT content FROM layers WHERE id = ?1 AND (boot IS NULL OR boot = ?2)";
+            let mut statement = connection.prepare_cached(query)?;
+            let row = statement.query_row([id.as_str(), self.boot()], |row| row.get(0));
+            row.optional().map(|content| content.map(ContentDigest::from_bytes))
+        })
     }
-    /// A step's layer with this content, if there is one (early cut-off).
+
+    /// A step's layer with this content, the oldest if there are several (early cut-off).
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn find_layer(&self, content: &ContentDigest) -> Result<Option<LayerId>, StoreError> {
-        unimplemented!()
+        let ids = self.db().read("look for a layer", |connection| {
+            let query = "SELECT id FROM layers WHERE content = ?1 AND (boot IS NULL OR boot = ?2)
+                         ORDER BY created_ms";
+            let mut statement = connection.prepare_cached(query)?;
+            let rows = statement.query_map(params![content.as_bytes(), self.boot()], |row| {
+                row.get::<_, String>(0)
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        let ids = ids.into_iter().filter_map(|id| id.parse::<LayerId>().ok());
+        Ok(ids.filter(|id| !id.is_image()).find(|id| self.layer_dir_exists(id)))
     }
-    /// Makes everything so far survive a power cut (syncfs); for the end of a build, off the path of its steps.
+
+    /// Makes everything so far survive a power cut (`syncfs`): for the end of a build, off the path of its steps.
+    ///
+    /// # Errors
+    /// When the disk or the database fails.
     pub fn sync(&self) -> Result<(), StoreError> {
-        unimplemented!()
+        let before = now_ms();
+        rustix::fs::syncfs(self.root().as_fd())
+            .map_err(|error| failed("sync", self.path())(error.into()))?;
+        self.db().write("note what is synced", |transaction| {
+            for table in ["layers", "blobs"] {
+                let query =
+                    format!("UPDATE {table} SET boot = NULL WHERE boot = ?1 AND created_ms < ?2");
+                transaction.execute(&query, params![self.boot(), before])?;
+            }
+            Ok(())
+        })
     }
+}
+
+/// `layers/<id>`
+pub(crate) fn layer_place(id: &LayerId) -> PathBuf {
+    Path::new("layers").join(id.as_str())
+}
+
+/// `trees/<id>`
+pub(crate) fn tree_place(id: &LayerId) -> PathBuf {
+    Path::new("trees").join(id.as_str())
+}
+
+/// Reads a whole file of the store.
+pub(crate) fn read_limited(root: &Root, place: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let file = root.open_file(place)?;
+    let size = file.metadata()?.len();
+    if size > limit {
+        let text = format!("{size} bytes, the limit is {limit}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+pub(crate) fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn now() -> i64 {
+    now_ms() / 1000
+}
+
+fn boot_id() -> String {
+    // Where there is no /proc, every boot is the same one: as good as any other file system without a journal.
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// Makes the folders and documents that are missing.
+fn initialise(path: &Path) -> Result<Root, StoreError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let make = |source| failed("make the store", path)(source);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(make)?;
+    let root = Root::open(path).map_err(make)?;
+    for folder in FOLDERS {
+        match root.mkdir(Path::new(folder), 0o755) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            result => result.map_err(failed("make", &path.join(folder)))?,
+        }
+    }
+    let documents = [
+        ("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#),
+        (
+            "index.json",
+            r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
+        ),
+    ];
+    for (name, text) in documents {
+        let target = Path::new(name);
+        if root.stat(target).is_ok() {
+            continue;
+        }
+        // Made under a name of its own and linked: another process may be at it too.
+        let draft = PathBuf::from(format!("tmp/{}", LayerId::random()));
+        let made = root
+            .create_file(&draft, 0o644)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .and_then(|()| match root.hardlink(&draft, target) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                result => result,
+            });
+        let _ = root.remove_file(&draft);
+        made.map_err(failed("make", &path.join(name)))?;
+    }
+    Ok(root)
+}
+
+/// Moves a broken database aside: what it knew can be found out again, at the price of time.
+fn set_aside(root: &Root, error: StoreError) -> Result<(), StoreError> {
+    let lock = process::lock_file(root, Path::new("locks/database"))
+        .and_then(|fd| process::flock(&fd, FlockOperation::LockExclusive).map(|()| fd))
+        .map_err(failed("lock", root.path()))?;
+    let database = root.path().join("kiln.db");
+    match Db::open(&database, root.path(), false) {
+        Err(again) if db::is_damage(&again) => {}
+        Err(again) if db::is_missing(&again) => return Ok(()),
+        // Another process has set it aside already.
+        Ok(_) => return Ok(()),
+        Err(_) => return Err(error),
+    }
+    for suffix in ["", "-wal", "-shm"] {
+        let from = PathBuf::from(format!("kiln.db{suffix}"));
+        let to = PathBuf::from(format!("kiln.db.damaged{suffix}"));
+        match root.rename(&from, root, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result.map_err(failed("set aside", &database))?,
+        }
+    }
+    drop(lock);
+    Ok(())
 }

@@ -370,6 +370,23 @@ impl TreeBuilder {
         self.find(path).map(|index| &mut self.nodes[index].entry)
     }
 
+    /// All directories but the root, parents first.
+    pub(crate) fn directories(&self) -> Vec<(PathBuf, Metadata)> {
+        let mut found = Vec::new();
+        let mut pending = vec![(PathBuf::new(), 0_u32)];
+        while let Some((path, index)) = pending.pop() {
+            for (name, child) in &self.nodes[index as usize].children {
+                let entry = &self.nodes[*child as usize].entry;
+                if entry.is_dir() {
+                    let path = path.join(name);
+                    found.push((path.clone(), entry.metadata.clone()));
+                    pending.push((path, *child));
+                }
+            }
+        }
+        found
+    }
+
     /// The tree.
     #[must_use]
     pub fn finish(self) -> Tree {
