@@ -1,1 +1,22 @@
-//! One build step in isolation: namespaces, mounts, RUN, COPY and ADD.
+//! One build step in isolation: RUN in its namespaces, COPY and ADD as file operations on trees.
+//!
+//! A RUN is a [`spec::RunSpec`] (plain data) that [`run::run`] carries out: it forks a process that
+//! makes the namespaces, that one forks the step's pid 1 (`init`), which mounts the root file
+//! system and forks the command. When `run` returns, everything of the step is gone: processes,
+//! mounts, descriptors. All `unsafe` of the project is below `sys`.
+
+pub mod cancel;
+mod capability;
+pub mod chmod;
+pub mod copy;
+mod etc;
+mod init;
+pub mod mkdir;
+mod mounts;
+mod rootfs;
+pub mod run;
+mod seccomp;
+pub mod spec;
+mod stdio;
+mod sys;
+pub mod user;

@@ -1,0 +1,376 @@
+//! Pid 1 of a step and the processes around it.
+//!
+//! `outer` (forked by the builder) makes the namespaces and forks `inner`, which is pid 1 in the new
+//! pid namespace: it mounts, enters the root, forks the command, reaps everything and reports how
+//! the command ended. When pid 1 ends the kernel kills whatever is left; when the builder dies both
+//! are killed (`PR_SET_PDEATHSIG`).
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::chown;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
+
+use crate::rootfs::{self, Upper, context};
+use crate::seccomp::Filters;
+use crate::spec::{Limit, Network, RunSpec};
+use crate::sys::process::{self, Side};
+use crate::user::{self, User};
+use crate::{capability, etc, mounts};
+
+/// What the forked processes need besides the specification.
+pub(crate) struct Handles {
+    /// /dev/null.
+    pub(crate) stdin: OwnedFd,
+    /// The command's standard output.
+    pub(crate) stdout: OwnedFd,
+    /// The command's standard error.
+    pub(crate) stderr: OwnedFd,
+    /// One line that says how it ended.
+    pub(crate) report: OwnedFd,
+    /// The system call filters.
+    pub(crate) filters: Option<Filters>,
+    /// The builder.
+    pub(crate) builder: Pid,
+}
+
+/// How a step ended, as the processes tell it to the builder: one line of text.
+pub(crate) enum Report {
+    /// The command's exit code.
+    Exited(i32),
+    /// The signal that killed it.
+    Killed(i32),
+    /// It could not be started: which program, why.
+    NotStarted(String, i32),
+    /// The user is not in the image.
+    NoUser(String),
+    /// The sandbox could not be made.
+    Broken(String),
+}
+
+impl Report {
+    fn line(&self) -> String {
+        match self {
+            Self::Exited(code) => format!("exited {code}"),
+            Self::Killed(signal) => format!("killed {signal}"),
+            Self::NotStarted(program, errno) => format!("notstarted {errno} {program}"),
+            Self::NoUser(why) => format!("nouser {why}"),
+            Self::Broken(why) => format!("broken {why}"),
+        }
+    }
+
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let (word, rest) = line.split_once(' ')?;
+        Some(match word {
+            "exited" => Self::Exited(rest.parse().ok()?),
+            "killed" => Self::Killed(rest.parse().ok()?),
+            "notstarted" => {
+                let (errno, program) = rest.split_once(' ')?;
+                Self::NotStarted(program.to_owned(), errno.parse().ok()?)
+            }
+            "nouser" => Self::NoUser(rest.to_owned()),
+            "broken" => Self::Broken(rest.to_owned()),
+            _ => return None,
+        })
+    }
+}
+
+/// The first forked process: makes the namespaces, waits for pid 1. Never returns.
+pub(crate) fn outer(spec: &RunSpec, handles: &Handles) -> ! {
+    let status = match prepare_outer(spec, handles) {
+        Ok(Side::Child) => inner(spec, handles),
+        Ok(Side::Parent(init)) => wait_for(init),
+        Err(error) => report(handles, &Report::Broken(error.to_string())),
+    };
+    process::exit(status)
+}
+
+fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<Side> {
+    die_with(handles.builder)?;
+    process::reset_signals()?;
+    nix::unistd::setsid()?;
+    umask(Mode::from_bits_truncate(0o022));
+    nix::unistd::dup2_stdin(&handles.stdin)?;
+    nix::unistd::dup2_stdout(&handles.stdout)?;
+    nix::unistd::dup2_stderr(&handles.stderr)?;
+    process::close_others(&[handles.report.as_raw_fd()])?;
+    process::new_session_keyring();
+    let mut flags = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    if spec.network == Network::None {
+        flags |= CloneFlags::CLONE_NEWNET;
+    }
+    context(|| "make namespaces".to_owned(), unshare(flags))?;
+    process::fork()
+}
+
+/// Asks for SIGKILL when the parent ends, and checks that it has not ended before.
+fn die_with(parent: Pid) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if nix::unistd::getppid() == parent {
+        return Ok(());
+    }
+    process::exit(1)
+}
+
+fn wait_for(init: Pid) -> i32 {
+    loop {
+        match waitpid(init, None) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, status)) => return status,
+            _ => return 1,
+        }
+    }
+}
+
+/// Tells the builder how it ended; gives the exit status of the telling process.
+fn report(handles: &Handles, report: &Report) -> i32 {
+    let line = format!("{}\n", report.line().replace('\n', " "));
+    match rustix::io::write(&handles.report, line.as_bytes()) {
+        Ok(_) => 0,
+        Err(_) => 1,
+    }
+}
+
+/// Pid 1. Everything before the command exists runs here, single-threaded.
+fn inner(spec: &RunSpec, handles: &Handles) -> i32 {
+    let outcome = match build(spec) {
+        Ok((user, env)) => start(spec, handles, &user, &env),
+        Err(Failed::User(why)) => Report::NoUser(why),
+        Err(Failed::Io(error)) => Report::Broken(error.to_string()),
+    };
+    report(handles, &outcome)
+}
+
+enum Failed {
+    Io(io::Error),
+    User(String),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<nix::errno::Errno> for Failed {
+    fn from(error: nix::errno::Errno) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+/// Mounts everything, enters the root; gives who runs and with which environment.
+fn build(spec: &RunSpec) -> Result<(User, Vec<(String, String)>), Failed> {
+    // Pid 1's parent is outside of its pid namespace, so it shows as 0.
+    die_with(Pid::from_raw(0))?;
+    nix::sys::prctl::set_dumpable(false)?;
+    let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+    nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+    let scratch = &spec.scratch;
+    nix::mount::mount(
+        Some("tmpfs"),
+        scratch,
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        Some("mode=700"),
+    )?;
+    let bottom = scratch.join("bottom");
+    fs::create_dir(&bottom)?;
+    fs::set_permissions(&bottom, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    for directory in ["/proc", "/sys", "/dev"] {
+        mounts::stub(&bottom, Path::new(directory), true)?;
+    }
+    let all: Vec<_> = [
+        mounts::file("/etc/resolv.conf", etc::resolv_conf(spec.network)),
+        mounts::file("/etc/hosts", etc::hosts(spec)),
+    ]
+    .into_iter()
+    .chain(spec.mounts.iter().cloned())
+    .collect();
+    let prepared = mounts::prepare(&all, scratch, &bottom)?;
+    let upper = Upper { upper: &spec.upper, work: &spec.work };
+    let root = rootfs::overlay(&spec.base, &bottom, Some(&upper))?;
+    rootfs::enter(&root, &scratch.join("root"))?;
+    rootfs::system_mounts(spec.shm_size)?;
+    for mount in &prepared {
+        mount.attach()?;
+    }
+    rootfs::protect()?;
+    nix::unistd::sethostname(&spec.hostname)?;
+    if spec.network == Network::None {
+        loopback_up()?;
+    }
+    let user = find_user(&spec.user)?;
+    let env = environment(spec, &user);
+    working_directory(&spec.cwd, &user)?;
+    Ok((user, env))
+}
+
+/// A network namespace starts with its loopback interface down.
+fn loopback_up() -> io::Result<()> {
+    crate::sys::network::interface_up("lo")
+}
+
+fn find_user(spec: &str) -> Result<User, Failed> {
+    let text = |path: &str| match fs::metadata(path) {
+        Ok(found) if found.is_file() && found.len() <= 10 << 20 => fs::read(path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default(),
+        _ => String::new(),
+    };
+    user::lookup(&text("/etc/passwd"), &text("/etc/group"), spec)
+        .map_err(|error| Failed::User(error.to_string()))
+}
+
+/// HOME comes from the image's passwd file, unless it is set (runc's rule).
+fn environment(spec: &RunSpec, user: &User) -> Vec<(String, String)> {
+    let mut env = spec.env.clone();
+    if !env.iter().any(|(name, value)| name == "HOME" && !value.is_empty()) {
+        let home = user.home.clone().unwrap_or_else(|| "/".to_owned());
+        env.retain(|(name, _)| name != "HOME");
+        env.push(("HOME".to_owned(), home));
+    }
+    env
+}
+
+/// Made where it is missing, for the step's user; symbolic links stay inside the root by now.
+fn working_directory(cwd: &Path, user: &User) -> io::Result<()> {
+    let mut missing = Vec::new();
+    let mut path = cwd;
+    while fs::symlink_metadata(path).is_err() {
+        missing.push(path);
+        let Some(parent) = path.parent() else { break };
+        path = parent;
+    }
+    for directory in missing.into_iter().rev() {
+        context(
+            || format!("make the working directory {}", directory.display()),
+            fs::create_dir(directory),
+        )?;
+        chown(directory, Some(user.uid), Some(user.gid))?;
+    }
+    context(
+        || format!("enter the working directory {}", cwd.display()),
+        std::env::set_current_dir(cwd),
+    )
+}
+
+/// Forks the command, reaps until it ends.
+fn start(spec: &RunSpec, handles: &Handles, user: &User, env: &[(String, String)]) -> Report {
+    let command = match process::fork() {
+        Ok(Side::Child) => {
+            let failed = become_command(spec, handles, user, env);
+            process::exit(report(handles, &failed))
+        }
+        Ok(Side::Parent(command)) => command,
+        Err(error) => return Report::Broken(format!("fork: {error}")),
+    };
+    // The pipes belong to the command alone: when it and its children are gone, the log ends.
+    let released = nix::unistd::dup2_stdout(io::stdin()).and(nix::unistd::dup2_stderr(io::stdin()));
+    if let Err(error) = released {
+        return Report::Broken(format!("release the pipes: {error}"));
+    }
+    loop {
+        match nix::sys::wait::wait() {
+            Ok(WaitStatus::Exited(pid, code)) if pid == command => return Report::Exited(code),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => {
+                return Report::Killed(signal as i32);
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Report::Broken(format!("wait: {error}")),
+        }
+    }
+}
+
+/// In the command's process: gives up all rights, then executes. Returns only on failure.
+fn become_command(
+    spec: &RunSpec,
+    handles: &Handles,
+    user: &User,
+    env: &[(String, String)],
+) -> Report {
+    if let Err(error) = give_up(spec, handles, user) {
+        return Report::Broken(error.to_string());
+    }
+    let Some(name) = spec.args.first() else {
+        return Report::NotStarted(String::new(), libc::ENOENT);
+    };
+    let path = env.iter().find(|(key, _)| key == "PATH").map_or("", |(_, value)| value.as_str());
+    let program = match rootfs::find_program(name, path) {
+        Ok(program) => program,
+        Err(error) => {
+            return Report::NotStarted(name.clone(), error.raw_os_error().unwrap_or(libc::ENOENT));
+        }
+    };
+    let strings =
+        |items: Vec<String>| items.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
+    let args = strings(spec.args.clone());
+    let env = strings(env.iter().map(|(key, value)| format!("{key}={value}")).collect());
+    let (Ok(args), Ok(env)) = (args, env) else {
+        return Report::NotStarted(name.clone(), libc::EINVAL);
+    };
+    let error = process::exec(&program, &args, &env);
+    Report::NotStarted(name.clone(), error.raw_os_error().unwrap_or(libc::ENOEXEC))
+}
+
+fn give_up(spec: &RunSpec, handles: &Handles, user: &User) -> io::Result<()> {
+    nix::unistd::setsid()?;
+    for limit in &spec.limits {
+        set_limit(limit)?;
+    }
+    let mut score = fs::File::options().write(true).open("/proc/self/oom_score_adj")?;
+    let written = score.write_all(b"0");
+    context(|| "set the OOM score".to_owned(), written)?;
+    capability::bound()?;
+    if let Some(filters) = &handles.filters {
+        context(|| "load the system call filter".to_owned(), filters.load())?;
+    }
+    let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&groups)?;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    capability::restrict(user.uid == 0)?;
+    rustix::io::fcntl_setfd(&handles.report, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(())
+}
+
+fn set_limit(limit: &Limit) -> io::Result<()> {
+    let resource = match limit.name.as_str() {
+        "core" => Resource::RLIMIT_CORE,
+        "cpu" => Resource::RLIMIT_CPU,
+        "data" => Resource::RLIMIT_DATA,
+        "fsize" => Resource::RLIMIT_FSIZE,
+        "locks" => Resource::RLIMIT_LOCKS,
+        "memlock" => Resource::RLIMIT_MEMLOCK,
+        "msgqueue" => Resource::RLIMIT_MSGQUEUE,
+        "nice" => Resource::RLIMIT_NICE,
+        "nofile" => Resource::RLIMIT_NOFILE,
+        "nproc" => Resource::RLIMIT_NPROC,
+        "rss" => Resource::RLIMIT_RSS,
+        "rtprio" => Resource::RLIMIT_RTPRIO,
+        "rttime" => Resource::RLIMIT_RTTIME,
+        "sigpending" => Resource::RLIMIT_SIGPENDING,
+        "stack" => Resource::RLIMIT_STACK,
+        name => {
+            let message = format!("there is no resource limit {name:?}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+    };
+    let value = |limit: Option<u64>| limit.unwrap_or(libc::RLIM_INFINITY);
+    context(
+        || format!("set the limit {}", limit.name),
+        setrlimit(resource, value(limit.soft), value(limit.hard)),
+    )
+}

@@ -1,0 +1,144 @@
+//! Carries out a [`RunSpec`]: the only orchestration, a flat list of what happens.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use rustix::pipe::{PipeFlags, pipe_with};
+use thiserror::Error;
+
+use crate::cancel::Cancel;
+use crate::init::{self, Handles, Report};
+use crate::seccomp;
+use crate::spec::RunSpec;
+use crate::stdio::{self, Pipes};
+use crate::sys::process::{self, Side};
+
+pub use crate::stdio::{LogSink, Stream};
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+}
+
+/// Why there is no [`Exit`].
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Somebody asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The program cannot be executed.
+    #[error("exec: \"{program}\": {reason}")]
+    NotStarted {
+        /// What should have been executed.
+        program: String,
+        /// The reason, in runc's words.
+        reason: String,
+    },
+    /// The image has no such user.
+    #[error("{0}")]
+    NoUser(String),
+    /// The sandbox could not be made.
+    #[error("cannot set up the sandbox: {0}")]
+    Sandbox(String),
+    /// The builder's own resources failed.
+    #[error("cannot run a step: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Runs a step. When it returns, nothing of the step is left but its upper directory.
+///
+/// # Errors
+/// See [`RunError`]; what the step wrote until then is in the upper directory, for the caller to
+/// keep or remove.
+pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, RunError> {
+    if cancel.is_cancelled() {
+        return Err(RunError::Cancelled);
+    }
+    let null = rustix::fs::open(
+        "/dev/null",
+        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    );
+    let (out, stdout) = pipe()?;
+    let (err, stderr) = pipe()?;
+    let (answer, report) = pipe()?;
+    let handles = Handles {
+        stdin: null.map_err(io::Error::from)?,
+        stdout,
+        stderr,
+        report,
+        filters: seccomp::compile()?,
+        builder: nix::unistd::getpid(),
+    };
+    let child = match process::fork()? {
+        Side::Child => init::outer(spec, &handles),
+        Side::Parent(child) => child,
+    };
+    drop(handles);
+    let drained = stdio::drain(&Pipes { out, err }, log, cancel, || stop(child));
+    if drained.is_err() {
+        stop(child);
+    }
+    reap(child);
+    drained?;
+    let answer = read_all(&answer)?;
+    if cancel.is_cancelled() {
+        return Err(RunError::Cancelled);
+    }
+    outcome(&answer)
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe_with(PipeFlags::CLOEXEC)?)
+}
+
+/// Kills the process whose death kills pid 1 of the step, and with it everything.
+fn stop(child: Pid) {
+    // It is not reaped yet, so the number is still its own; it may have ended already.
+    let _ended = kill(child, Signal::SIGKILL);
+}
+
+fn reap(child: Pid) {
+    while waitpid(child, None) == Err(nix::errno::Errno::EINTR) {}
+}
+
+fn read_all(fd: &OwnedFd) -> io::Result<String> {
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match rustix::io::read(fd, &mut buffer) {
+            Ok(0) => return Ok(String::from_utf8_lossy(&text).into_owned()),
+            Ok(length) => text.extend_from_slice(&buffer[..length]),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn outcome(answer: &str) -> Result<Exit, RunError> {
+    // A command that could not be started says so before pid 1 tells its exit: the first line counts.
+    match Report::parse(answer.lines().next().unwrap_or_default()) {
+        Some(Report::Exited(code)) => Ok(Exit::Code(code)),
+        Some(Report::Killed(signal)) => Ok(Exit::Signal(signal)),
+        Some(Report::NotStarted(program, errno)) => {
+            let reason = match errno {
+                libc::ENOENT if program.contains('/') => "no such file or directory".to_owned(),
+                libc::ENOENT => "executable file not found in $PATH".to_owned(),
+                libc::EACCES => "permission denied".to_owned(),
+                libc::ENOEXEC => "exec format error".to_owned(),
+                errno => nix::errno::Errno::from_raw(errno).desc().to_lowercase(),
+            };
+            Err(RunError::NotStarted { program, reason })
+        }
+        Some(Report::NoUser(why)) => Err(RunError::NoUser(why)),
+        Some(Report::Broken(why)) => Err(RunError::Sandbox(why)),
+        None => Err(RunError::Sandbox(format!("it ended without a report: {answer:?}"))),
+    }
+}

@@ -1,0 +1,114 @@
+//! A RUN as plain data. Nothing in it is a decision about security: those are in `rootfs`,
+//! `capability` and `seccomp`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// The network that a step sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Outgoing connections as the host has them. The step shares the host's network namespace, as
+    /// BuildKit's steps do where no CNI is configured.
+    Default,
+    /// Loopback alone, in a network namespace of its own.
+    None,
+    /// The host's network namespace.
+    Host,
+}
+
+/// A stack of layer directories, bottom to top, shown as one file system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stack {
+    /// Layer directories; empty for an empty file system.
+    pub layers: Vec<PathBuf>,
+}
+
+/// What a mount shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MountSource {
+    /// A path in a stack of layers.
+    Layers {
+        /// The stack.
+        stack: Stack,
+        /// Path in it, resolved inside it.
+        source: PathBuf,
+        /// Else writes go to a directory that is thrown away.
+        read_only: bool,
+    },
+    /// A folder of the store (cache mounts), or a path in it.
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// Path in it, resolved inside it.
+        source: PathBuf,
+        /// No writes.
+        read_only: bool,
+    },
+    /// Memory.
+    Tmpfs {
+        /// Bytes; `None` for the kernel's default.
+        size: Option<u64>,
+    },
+    /// A small file made for the step, in memory.
+    File {
+        /// Its content.
+        content: Vec<u8>,
+        /// Mode, owner and group.
+        owner: (u32, u32, u32),
+        /// Whether it may be executed.
+        executable: bool,
+    },
+}
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountSpec {
+    /// Where it is seen, absolute.
+    pub target: PathBuf,
+    /// What is seen.
+    pub source: MountSource,
+}
+
+/// A resource limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Docker's name: `nofile`, `core` …
+    pub name: String,
+    /// Soft limit; `None` is no limit.
+    pub soft: Option<u64>,
+    /// Hard limit; `None` is no limit.
+    pub hard: Option<u64>,
+}
+
+/// One RUN.
+#[derive(Clone, Debug)]
+pub struct RunSpec {
+    /// What the step starts from.
+    pub base: Stack,
+    /// Where what it writes goes (overlay's upper directory), and overlay's work directory beside it.
+    pub upper: PathBuf,
+    /// Overlay's work directory.
+    pub work: PathBuf,
+    /// An empty directory for the step's own use (mount points, throw-away layers).
+    pub scratch: PathBuf,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Environment, complete but for HOME.
+    pub env: Vec<(String, String)>,
+    /// Working directory, absolute; made where it is missing.
+    pub cwd: PathBuf,
+    /// `user[:group]`, looked up in the root file system; empty for root.
+    pub user: String,
+    /// Network.
+    pub network: Network,
+    /// Host name.
+    pub hostname: String,
+    /// Further lines of /etc/hosts.
+    pub hosts: Vec<(String, IpAddr)>,
+    /// Mounts, parents before children.
+    pub mounts: Vec<MountSpec>,
+    /// Size of /dev/shm, bytes.
+    pub shm_size: Option<u64>,
+    /// Resource limits.
+    pub limits: Vec<Limit>,
+}

@@ -1,0 +1,100 @@
+//! Processes: fork, exec, signals, descriptors, the session keyring.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::RawFd;
+
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
+};
+use nix::unistd::{ForkResult, Pid};
+
+/// Which side of a fork this is.
+pub(crate) enum Side {
+    /// The caller, with the new process.
+    Parent(Pid),
+    /// The new process: single-threaded, it must end with [`exit`] or an exec.
+    Child,
+}
+
+/// `fork(2)`.
+///
+/// # Errors
+/// Too many processes, too little memory.
+pub(crate) fn fork() -> io::Result<Side> {
+    // SAFETY: this is glibc's fork, which makes malloc usable in the child of a threaded process
+    // (its atfork handlers take and release malloc's locks). The child calls nothing that needs
+    // another lock of this program: no stdio, no logging, no thread pool; and it leaves by `exit`
+    // below or by exec, so no destructor of the parent runs twice.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Side::Parent(child)),
+        ForkResult::Child => Ok(Side::Child),
+    }
+}
+
+/// Ends a forked process at once, without destructors or exit handlers.
+pub(crate) fn exit(status: i32) -> ! {
+    // SAFETY: _exit(2) takes any number and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Default actions for all signals, none blocked: nothing of the caller's is inherited.
+pub(crate) fn reset_signals() -> io::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default action runs no code of this program.
+        unsafe { sigaction(signal, &default) }?;
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    Ok(())
+}
+
+/// Closes every descriptor but 0, 1, 2 and `keep`.
+pub(crate) fn close_others(keep: &[RawFd]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|&fd| u32::try_from(fd).ok()).collect();
+    keep.sort_unstable();
+    let mut from = 3;
+    for fd in keep.into_iter().filter(|&fd| fd >= 3) {
+        if from < fd {
+            close_range(from, fd - 1)?;
+        }
+        from = fd + 1;
+    }
+    close_range(from, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: the caller is a freshly forked process; descriptors in the range belong to objects
+    // of the parent's copy whose destructors never run here (the process ends by _exit or exec).
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::ENOSYS) {
+        return Err(error);
+    }
+    // Linux before 5.9: one by one, up to the soft limit.
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?.0;
+    for fd in first..=last.min(u32::try_from(limit).unwrap_or(u32::MAX)) {
+        // SAFETY: as above; closing a number that is not open does nothing.
+        unsafe { libc::close(RawFd::try_from(fd).unwrap_or(RawFd::MAX)) };
+    }
+    Ok(())
+}
+
+/// Joins a new, empty session keyring, so that the caller's keys are out of reach (keyrings(7)).
+pub(crate) fn new_session_keyring() {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring; the call touches no memory of ours. A
+    // kernel without keyrings has none to hide, so the result does not matter.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
+}
+
+/// `execve(2)`; returns only on failure.
+pub(crate) fn exec(program: &CString, args: &[CString], env: &[CString]) -> io::Error {
+    match nix::unistd::execve(program, args, env) {
+        Ok(never) => match never {},
+        Err(errno) => errno.into(),
+    }
+}
