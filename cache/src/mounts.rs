@@ -1,9 +1,24 @@
-//! RUN cache mounts.
-use std::io;
-use std::path::Path;
+//! RUN cache mounts: folders that survive from build to build and are in no layer and no key.
+//!
+//! `mounts/<hash of id, base, mode and owner>-<number>/`; the table says which folder belongs to which id, so that clearing an
+//! id is forgetting it: whoever runs keeps the folder, later users get a new one. A user holds `locks/mount-<folder>`,
+//! shared or alone; pruning takes a folder only when it gets that lock alone.
 
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::params;
+use rustix::fs::FlockOperation;
+
+use crate::process::{flock, lock_file};
 use crate::root::Root;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, failed, now};
+
+/// Between two attempts to get a mount that somebody has.
+const WAIT: Duration = Duration::from_millis(20);
+
 /// Who may use a cache mount at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Sharing {
@@ -15,12 +30,13 @@ pub enum Sharing {
     /// One at a time; others wait.
     Locked,
 }
-/// What a step asks for.
+
+/// What a step asks for. A mount with another base, mode or owner is another mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheMountRequest {
     /// The mount's id.
     pub id: String,
-    /// What it starts from (content of `from=`, source): another base is another mount.
+    /// What it starts from (content of `from=`, source); none: empty.
     pub base: Option<String>,
     /// Who may use it.
     pub sharing: Sharing,
@@ -31,28 +47,176 @@ pub struct CacheMountRequest {
     /// Group of a new one.
     pub gid: u32,
 }
+
 /// A cache mount in use; dropping it lets others have it.
 #[derive(Debug)]
-pub struct CacheMount {}
-#[expect(missing_docs, clippy::missing_errors_doc, unused_variables, reason = "first landing")]
+pub struct CacheMount {
+    path: PathBuf,
+    _lock: OwnedFd,
+}
+
 impl CacheMount {
+    /// Its folder.
+    #[must_use]
     pub fn path(&self) -> &Path {
-        unimplemented!()
+        &self.path
     }
 }
-#[expect(missing_docs, clippy::missing_errors_doc, unused_variables, reason = "first landing")]
+
+fn lock_place(dir: &str) -> PathBuf {
+    Path::new("locks").join(format!("mount-{dir}"))
+}
+
+fn hash(request: &CacheMountRequest) -> String {
+    let CacheMountRequest { id, base, mode, uid, gid, sharing: _ } = request;
+    let mut hasher = blake3::Hasher::new_derive_key("kiln 2026-11 name of a cache mount v1");
+    let text = serde_json::to_vec(&(id, base, mode, uid, gid)).expect("it can be written as JSON");
+    hasher.update(&text);
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
 impl Store {
-    /// `fill` is called for a new mount only, before anybody sees it. `None` when `cancelled` said yes while waiting.
+    /// Opens a cache mount. `fill` is called for a new one only, before anybody sees it. `None` when `cancelled` said
+    /// yes while waiting.
+    ///
+    /// # Errors
+    /// When the disk or the database fails, or `fill` does.
     pub fn cache_mount(
         &self,
         request: &CacheMountRequest,
         fill: &dyn Fn(&Root) -> io::Result<()>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<CacheMount>, StoreError> {
-        unimplemented!()
+        let hash = hash(request);
+        let operation = match request.sharing {
+            Sharing::Shared => FlockOperation::NonBlockingLockShared,
+            Sharing::Private | Sharing::Locked => FlockOperation::NonBlockingLockExclusive,
+        };
+        loop {
+            let dirs = self.mount_dirs(&hash)?;
+            let wanted = match request.sharing {
+                Sharing::Private => dirs.as_slice(),
+                _ => &dirs[..dirs.len().min(1)],
+            };
+            for dir in wanted {
+                if let Some(mount) = self.take_mount(dir, operation)? {
+                    return Ok(Some(mount));
+                }
+            }
+            if wanted.is_empty() || request.sharing == Sharing::Private {
+                self.make_mount(&hash, request, dirs.len(), fill)?;
+                continue;
+            }
+            if cancelled() {
+                return Ok(None);
+            }
+            std::thread::sleep(WAIT);
+        }
     }
-    /// Later users start afresh; running ones keep theirs.
+
+    /// The folders that belong to a hash, oldest first.
+    fn mount_dirs(&self, hash: &str) -> Result<Vec<String>, StoreError> {
+        self.db().read("look up a cache mount", |connection| {
+            let query = "SELECT dir FROM mounts WHERE dir > ?1 AND dir < ?2 AND id != ''
+                         ORDER BY created, dir";
+            let mut statement = connection.prepare_cached(query)?;
+            let range = [format!("{hash}-"), format!("{hash}.")];
+            let rows = statement.query_map(range, |row| row.get(0))?;
+            rows.collect()
+        })
+    }
+
+    fn take_mount(
+        &self,
+        dir: &str,
+        operation: FlockOperation,
+    ) -> Result<Option<CacheMount>, StoreError> {
+        let path = self.path().join("mounts").join(dir);
+        let lock = lock_file(self.root(), &lock_place(dir))
+            .map_err(failed("lock the cache mount", &path))?;
+        match flock(&lock, operation) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            result => result.map_err(failed("lock the cache mount", &path))?,
+        }
+        // With the lock held, pruning cannot take it any more; it may have before.
+        let there = self.db().write("note the use of a cache mount", |transaction| {
+            let query = "UPDATE mounts SET last_used = ?2 WHERE dir = ?1";
+            transaction.execute(query, params![dir, now()])
+        })?;
+        if there == 0 {
+            return Ok(None);
+        }
+        if self.root().stat(&Path::new("mounts").join(dir)).is_err() {
+            self.db().write("forget a cache mount", |transaction| {
+                transaction.execute("DELETE FROM mounts WHERE dir = ?1", [dir])
+            })?;
+            return Ok(None);
+        }
+        Ok(Some(CacheMount { path, _lock: lock }))
+    }
+
+    /// Makes the folder in `tmp/`, fills it, and publishes it; several may try at once, and one wins.
+    fn make_mount(
+        &self,
+        hash: &str,
+        request: &CacheMountRequest,
+        known: usize,
+        fill: &dyn Fn(&Root) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
+        let process = self.process()?;
+        let (dir, draft) = (process.dir(), process.fresh());
+        let make = || {
+            dir.mkdir(&draft, 0o700)?;
+            let root = dir.open_dir(&draft)?;
+            fill(&root)?;
+            root.chown(Path::new(""), request.uid, request.gid)?;
+            root.chmod(Path::new(""), request.mode)
+        };
+        let path = self.path().join("mounts");
+        if let Err(error) = make() {
+            let _ = dir.remove_all(&draft);
+            return Err(failed("make a cache mount in", &path)(error));
+        }
+        let _lock = self.publish_lock()?;
+        if self.mount_dirs(hash)?.len() > known {
+            return dir.remove_all(&draft).map_err(failed("remove", &path));
+        }
+        let name = format!("{hash}-{}", &crate::digest::LayerId::random().as_str()[..12]);
+        dir.rename(&draft, self.root(), &Path::new("mounts").join(&name))
+            .map_err(failed("make a cache mount in", &path))?;
+        self.db().write("note a cache mount", |transaction| {
+            let query = "INSERT INTO mounts (dir, id, created, last_used) VALUES (?1, ?2, ?3, ?3)";
+            transaction.execute(query, params![name, request.id, now()]).map(|_| ())
+        })
+    }
+
+    /// Later users of these ids start afresh; running ones keep what they have, and pruning takes it afterwards.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
     pub fn clear_cache_mounts(&self, ids: &[String]) -> Result<(), StoreError> {
-        unimplemented!()
+        self.db().write("clear cache mounts", |transaction| {
+            for id in ids {
+                transaction.execute("UPDATE mounts SET id = '' WHERE id = ?1", [id])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes a cache mount that nobody uses; false when somebody does.
+    pub(crate) fn remove_mount(&self, dir: &str) -> Result<bool, StoreError> {
+        let path = self.path().join("mounts").join(dir);
+        let lock = lock_file(self.root(), &lock_place(dir))
+            .map_err(failed("lock the cache mount", &path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            result => result.map_err(failed("lock the cache mount", &path))?,
+        }
+        self.db().write("forget a cache mount", |transaction| {
+            transaction.execute("DELETE FROM mounts WHERE dir = ?1", [dir])
+        })?;
+        let removed = self.root().remove_all(&Path::new("mounts").join(dir));
+        let _ = self.root().remove_file(&lock_place(dir));
+        removed.map(|()| true).map_err(failed("remove", &path))
     }
 }
