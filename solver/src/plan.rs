@@ -1,0 +1,146 @@
+//! What has to run: definition keys of everything the targets need, one look-up, and a walk back
+//! from the targets that stops at every hit.
+
+use std::collections::{BTreeSet, HashMap};
+
+use kiln_cache::{ContentDigest, Key, Record, Store};
+use kiln_parser::graph::{CopyFrom, Graph, NodeId, Op};
+use rayon::prelude::*;
+
+use crate::key::{self, Inputs};
+use crate::outcome::SolveError;
+use crate::ports::Ports;
+use crate::snapshot::Snapshot;
+
+/// The result of planning.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Everything the targets need, inputs first.
+    pub(crate) reachable: Vec<NodeId>,
+    /// Definition keys.
+    pub(crate) definitions: HashMap<NodeId, Key>,
+    /// Identity of the context files that a COPY reads.
+    pub(crate) selected: HashMap<NodeId, ContentDigest>,
+    /// Results that are there.
+    pub(crate) snapshots: HashMap<NodeId, Snapshot>,
+    /// What has to run.
+    pub(crate) needed: BTreeSet<NodeId>,
+    /// Nodes whose result, or that of something they need, is made anew by wish.
+    pub(crate) forced: BTreeSet<NodeId>,
+}
+
+/// Plans a graph for its targets.
+pub(crate) fn plan(
+    graph: &Graph,
+    targets: &[NodeId],
+    store: &Store,
+    ports: &dyn Ports,
+) -> Result<Plan, SolveError> {
+    let reachable = reachable(graph, targets);
+    let selected = select_context_files(graph, &reachable, ports)?;
+    let mut plan = Plan { selected, ..Plan::default() };
+    for &id in &reachable {
+        let node = graph.node(id);
+        let key = key::key(node, &Inputs::Definition(&plan.definitions), plan.selected.get(&id));
+        plan.definitions.insert(id, key);
+        if node.no_cache || node.op.inputs().iter().any(|input| plan.forced.contains(input)) {
+            plan.forced.insert(id);
+        }
+    }
+    let keys: Vec<Key> = reachable
+        .iter()
+        .filter(|id| is_step(&graph.node(**id).op) && !plan.forced.contains(id))
+        .map(|id| plan.definitions[id])
+        .collect();
+    let found = if keys.is_empty() { HashMap::new() } else { store.lookup_many(&keys)? };
+    plan.reachable = reachable;
+    walk_back(graph, targets, &found, &mut plan);
+    Ok(plan)
+}
+
+/// Whether a node has a result of its own in the store.
+pub(crate) const fn is_step(op: &Op) -> bool {
+    matches!(op, Op::Run(_) | Op::Copy(_) | Op::Mkdir(_))
+}
+
+fn reachable(graph: &Graph, targets: &[NodeId]) -> Vec<NodeId> {
+    let mut found = BTreeSet::new();
+    let mut open: Vec<NodeId> = targets.to_vec();
+    while let Some(id) = open.pop() {
+        if found.insert(id) {
+            open.extend(graph.node(id).op.inputs());
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// Context and remote files are looked at once, all COPYs side by side.
+fn select_context_files(
+    graph: &Graph,
+    reachable: &[NodeId],
+    ports: &dyn Ports,
+) -> Result<HashMap<NodeId, ContentDigest>, SolveError> {
+    let copies: Vec<NodeId> = reachable
+        .iter()
+        .copied()
+        .filter(|&id| match &graph.node(id).op {
+            Op::Copy(copy) => reads_only_sources(copy.sources.iter().map(|s| &s.from)),
+            _ => false,
+        })
+        .collect();
+    let digest = |id: NodeId| {
+        let Op::Copy(copy) = &graph.node(id).op else { return None };
+        Some((id, ports.digest_sources(copy, &HashMap::new())))
+    };
+    let digests: Vec<_> = match copies.as_slice() {
+        [] => Vec::new(),
+        [only] => digest(*only).into_iter().collect(),
+        many => many.par_iter().filter_map(|&id| digest(id)).collect(),
+    };
+    let mut selected = HashMap::new();
+    for (id, digest) in digests {
+        selected.insert(id, digest.map_err(|error| SolveError::Step { id, error })?);
+    }
+    Ok(selected)
+}
+
+/// Whether all of a COPY's files are known before anything ran, and there are some.
+pub(crate) fn reads_only_sources<'a>(mut from: impl Iterator<Item = &'a CopyFrom>) -> bool {
+    let mut any = false;
+    from.all(|from| match from {
+        CopyFrom::Context(_) | CopyFrom::Remote(_) => {
+            any = true;
+            true
+        }
+        CopyFrom::Inline(_) => true,
+        CopyFrom::Snapshot(_) => false,
+    }) && any
+}
+
+fn walk_back(graph: &Graph, targets: &[NodeId], found: &HashMap<Key, Record>, plan: &mut Plan) {
+    for &id in &plan.reachable {
+        let node = graph.node(id);
+        let snapshot = match &node.op {
+            Op::Image(image) => {
+                let diff_ids: Vec<_> =
+                    image.diff_ids.iter().filter_map(|d| d.parse().ok()).collect();
+                Some(Snapshot::image(&diff_ids))
+            }
+            op if is_step(op) && !plan.forced.contains(&id) => found
+                .get(&plan.definitions[&id])
+                .map(|record| Snapshot { layers: record.layers.clone(), content: record.result }),
+            _ => None,
+        };
+        if let Some(snapshot) = snapshot {
+            plan.snapshots.insert(id, snapshot);
+        }
+    }
+    let mut open: Vec<NodeId> = targets.to_vec();
+    while let Some(id) = open.pop() {
+        let op = &graph.node(id).op;
+        if !is_step(op) || plan.snapshots.contains_key(&id) || !plan.needed.insert(id) {
+            continue;
+        }
+        open.extend(op.inputs());
+    }
+}

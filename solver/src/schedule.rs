@@ -1,0 +1,171 @@
+//! The loop that owns the state of a build: start what may start, wait for one answer, apply it.
+//! Workers never touch the state, they answer on a channel.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
+use kiln_cache::Store;
+use kiln_parser::graph::{Graph, NodeId};
+
+use crate::event::Event;
+use crate::outcome::{Outcome, SolveError, Status};
+use crate::plan::{self, Plan};
+use crate::ports::{Kind, Ports, StepError};
+use crate::state::States;
+use crate::step::{self, Answer, Shared, Task};
+
+/// How often the loop looks whether the user asked to stop.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// How to solve.
+#[derive(Debug)]
+pub struct SolveOptions<'a> {
+    /// How many steps run at once.
+    pub jobs: usize,
+    /// Where happenings go.
+    pub events: Sender<Event>,
+    /// Set by Ctrl-C.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// Solves a graph for its targets.
+///
+/// # Errors
+/// The first step that failed; all others were stopped and have ended. What succeeded is stored.
+pub fn solve(
+    graph: &Graph,
+    targets: &[NodeId],
+    store: &Store,
+    ports: &dyn Ports,
+    options: &SolveOptions<'_>,
+) -> Result<Outcome, SolveError> {
+    let plan = plan::plan(graph, targets, store, ports)?;
+    let mut outcome = Outcome { snapshots: plan.snapshots.clone(), ..Outcome::default() };
+    for &id in &plan.reachable {
+        if plan::is_step(&graph.node(id).op) && !plan.needed.contains(&id) {
+            outcome.statuses.insert(id, Status::Cached);
+            step::send(&options.events, Event::Cached(id));
+        }
+    }
+    if plan.needed.is_empty() {
+        return Ok(outcome);
+    }
+    run_needed(graph, store, ports, options, &plan, &mut outcome)?;
+    Ok(outcome)
+}
+
+fn run_needed(
+    graph: &Graph,
+    store: &Store,
+    ports: &dyn Ports,
+    options: &SolveOptions<'_>,
+    plan: &Plan,
+    outcome: &mut Outcome,
+) -> Result<(), SolveError> {
+    let lease = store.lease()?;
+    for snapshot in outcome.snapshots.values() {
+        lease.hold_layers(&snapshot.layers)?;
+    }
+    let failed = AtomicBool::new(false);
+    let stopped = || failed.load(Ordering::SeqCst) || options.interrupted.load(Ordering::SeqCst);
+    let shared =
+        Shared { graph, store, ports, events: &options.events, lease: &lease, stopped: &stopped };
+    let mut states = States::new(graph, &plan.needed);
+    let mut first_error = None;
+    let (answers, results) = unbounded::<(NodeId, Answer)>();
+    std::thread::scope(|scope| {
+        let mut asked_to_stop = false;
+        loop {
+            while states.running() < options.jobs.max(1) && !stopped() {
+                let Some(id) = states.start_next() else { break };
+                let task = task(graph, plan, outcome, id);
+                let (shared, answers) = (&shared, answers.clone());
+                scope.spawn(move || {
+                    let answer = step::perform(shared, &task);
+                    let _loop_is_there = answers.send((task.id, answer));
+                });
+            }
+            if states.running() == 0 {
+                break;
+            }
+            if stopped() && !asked_to_stop {
+                asked_to_stop = true;
+                ports.stop();
+            }
+            match results.recv_timeout(STOP_POLL) {
+                Ok((id, answer)) => {
+                    apply(
+                        id,
+                        answer,
+                        graph,
+                        &mut states,
+                        outcome,
+                        &options.events,
+                        &mut first_error,
+                    );
+                    if first_error.is_some() {
+                        failed.store(true, Ordering::SeqCst);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+    });
+    match first_error {
+        Some((id, error)) => Err(SolveError::Step { id, error }),
+        None if options.interrupted.load(Ordering::SeqCst) => Err(SolveError::Interrupted),
+        None => Ok(()),
+    }
+}
+
+fn task(graph: &Graph, plan: &Plan, outcome: &Outcome, id: NodeId) -> Task {
+    let inputs = graph.node(id).op.inputs();
+    Task {
+        id,
+        definition: plan.definitions[&id],
+        by_definition: !plan.forced.contains(&id),
+        selected: plan.selected.get(&id).copied(),
+        inputs: inputs
+            .into_iter()
+            .filter_map(|input| outcome.snapshots.get(&input).map(|s| (input, s.clone())))
+            .collect(),
+    }
+}
+
+fn apply(
+    id: NodeId,
+    answer: Answer,
+    graph: &Graph,
+    states: &mut States,
+    outcome: &mut Outcome,
+    events: &Sender<Event>,
+    first_error: &mut Option<(NodeId, StepError)>,
+) {
+    match answer {
+        Ok((snapshot, status)) => {
+            states.done(id, graph);
+            step::send(
+                events,
+                match &status {
+                    Status::Cached => Event::Cached(id),
+                    Status::Ran { duration, unchanged } => {
+                        Event::Done { id, duration: *duration, unchanged: *unchanged }
+                    }
+                },
+            );
+            outcome.snapshots.insert(id, snapshot);
+            outcome.statuses.insert(id, status);
+        }
+        Err(error) if error.kind == Kind::Cancelled => {
+            states.failed(id);
+            step::send(events, Event::Cancelled(id));
+        }
+        Err(error) => {
+            states.failed(id);
+            step::send(events, Event::Failed { id, error: error.clone() });
+            first_error.get_or_insert((id, error));
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! One step on a worker: content key, single flight, run, early cut-off, publish.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use kiln_cache::{ContentDigest, Key, LayerId, Lease, NewRecord, Record, Store, StoreError};
+use kiln_parser::graph::{CopyFrom, Graph, Input, NodeId, Op};
+
+use crate::event::Event;
+use crate::key::{self, Inputs};
+use crate::outcome::Status;
+use crate::plan::reads_only_sources;
+use crate::ports::{Log, Ports, StepError, StepOutput, StepRequest, Stream};
+use crate::snapshot::Snapshot;
+
+/// What workers share.
+pub(crate) struct Shared<'a> {
+    pub(crate) graph: &'a Graph,
+    pub(crate) store: &'a Store,
+    pub(crate) ports: &'a dyn Ports,
+    pub(crate) events: &'a Sender<Event>,
+    pub(crate) lease: &'a Lease,
+    pub(crate) stopped: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// What one worker is told.
+pub(crate) struct Task {
+    pub(crate) id: NodeId,
+    pub(crate) definition: Key,
+    /// Its definition key may answer: nothing it needs is made anew by wish.
+    pub(crate) by_definition: bool,
+    pub(crate) selected: Option<ContentDigest>,
+    pub(crate) inputs: HashMap<NodeId, Snapshot>,
+}
+
+/// What a worker answers.
+pub(crate) type Answer = Result<(Snapshot, Status), StepError>;
+
+struct EventLog<'a> {
+    id: NodeId,
+    events: &'a Sender<Event>,
+}
+
+impl Log for EventLog<'_> {
+    fn write(&self, stream: Stream, data: &[u8]) {
+        send(self.events, Event::Log { id: self.id, stream, data: data.to_vec() });
+    }
+}
+
+/// A view that is gone does not stop a build.
+pub(crate) fn send(events: &Sender<Event>, event: Event) {
+    let _nobody_listens = events.send(event);
+}
+
+fn store_error(error: StoreError) -> StepError {
+    StepError::environment(error)
+}
+
+/// The base of a step.
+fn base_of(op: &Op) -> Input {
+    match op {
+        Op::Run(run) => run.base,
+        Op::Copy(copy) => copy.base,
+        Op::Mkdir(mkdir) => mkdir.base,
+        Op::Image(_) | Op::Context { .. } | Op::Http(_) | Op::Git(_) => Input::Scratch,
+    }
+}
+
+/// Does one step, whatever that takes.
+pub(crate) fn perform(shared: &Shared<'_>, task: &Task) -> Answer {
+    let node = shared.graph.node(task.id);
+    let selected = selected_files(shared, task)?;
+    let contents: HashMap<NodeId, ContentDigest> =
+        task.inputs.iter().map(|(&id, snapshot)| (id, snapshot.content)).collect();
+    let content = key::key(node, &Inputs::Content(&contents), selected.as_ref());
+    if let Some(hit) = look_up(shared, task, &content)? {
+        return Ok(hit);
+    }
+    let lock = match shared.store.try_lock(&content).map_err(store_error)? {
+        Some(lock) => Some(lock),
+        None => {
+            send(shared.events, Event::Waiting(task.id));
+            shared.store.lock(&content, &|| (shared.stopped)()).map_err(store_error)?
+        }
+    };
+    if lock.is_none() {
+        return Err(StepError::new(crate::ports::Kind::Cancelled, "cancelled"));
+    }
+    if let Some(hit) = look_up(shared, task, &content)? {
+        return Ok(hit);
+    }
+    run(shared, task, content, &contents, selected.as_ref())
+}
+
+/// What a COPY reads, where it is not known from the contexts alone.
+fn selected_files(shared: &Shared<'_>, task: &Task) -> Result<Option<ContentDigest>, StepError> {
+    let Op::Copy(copy) = &shared.graph.node(task.id).op else { return Ok(None) };
+    if task.selected.is_some() || copy.sources.iter().all(|s| matches!(s.from, CopyFrom::Inline(_)))
+    {
+        return Ok(task.selected);
+    }
+    debug_assert!(
+        !reads_only_sources(copy.sources.iter().map(|s| &s.from)),
+        "selected by the plan"
+    );
+    for source in &copy.sources {
+        if let CopyFrom::Snapshot(Input::Node(id)) = source.from
+            && let Some(snapshot) = task.inputs.get(&id)
+        {
+            shared.ports.materialise(&snapshot.layers)?;
+        }
+    }
+    shared.ports.digest_sources(copy, &task.inputs).map(Some)
+}
+
+fn look_up(
+    shared: &Shared<'_>,
+    task: &Task,
+    content: &Key,
+) -> Result<Option<(Snapshot, Status)>, StepError> {
+    let node = shared.graph.node(task.id);
+    if node.no_cache {
+        return Ok(None);
+    }
+    let mut keys = vec![*content];
+    if task.by_definition {
+        keys.push(task.definition);
+    }
+    let found = shared.store.lookup_many(&keys).map_err(store_error)?;
+    let Some(record) = keys.iter().find_map(|key| found.get(key)) else { return Ok(None) };
+    let base = base_snapshot(task, &node.op);
+    let snapshot = match &record.own {
+        // The step's own layer goes on the base of this build: equal content need not be equal layers.
+        Some(own) => match shared.store.layer_content(own).map_err(store_error)? {
+            Some(own_content) => base.with(own.clone(), &own_content),
+            None => return Ok(None),
+        },
+        None => base,
+    };
+    if !shared.lease.hold_layers(&snapshot.layers).map_err(store_error)? {
+        return Ok(None);
+    }
+    if record.definition != task.definition || record.layers != snapshot.layers {
+        let again = NewRecord {
+            definition: task.definition,
+            content: Some(*content),
+            layers: snapshot.layers.clone(),
+            own: record.own.clone(),
+            result: snapshot.content,
+            description: record.description.clone(),
+            parts: record.parts.clone(),
+            duration_ms: record.duration_ms,
+        };
+        shared.store.save_record(&again).map_err(store_error)?;
+    }
+    Ok(Some((snapshot, Status::Cached)))
+}
+
+fn base_snapshot(task: &Task, op: &Op) -> Snapshot {
+    match base_of(op) {
+        Input::Scratch => Snapshot::scratch(),
+        Input::Node(id) => task.inputs.get(&id).cloned().unwrap_or_else(Snapshot::scratch),
+    }
+}
+
+fn run(
+    shared: &Shared<'_>,
+    task: &Task,
+    content: Key,
+    contents: &HashMap<NodeId, ContentDigest>,
+    selected: Option<&ContentDigest>,
+) -> Answer {
+    let node = shared.graph.node(task.id);
+    let base = base_snapshot(task, &node.op);
+    for snapshot in task.inputs.values() {
+        shared.ports.materialise(&snapshot.layers)?;
+        shared.lease.hold_layers(&snapshot.layers).map_err(store_error)?;
+    }
+    send(shared.events, Event::Started(task.id));
+    let started = Instant::now();
+    let request = StepRequest { id: task.id, node, base: &base, inputs: &task.inputs };
+    let log = EventLog { id: task.id, events: shared.events };
+    let output = shared.ports.run(&request, &log)?;
+    let duration = started.elapsed();
+    let tree_content = output.tree.content();
+    let before = shared.store.lookup(&task.definition).map_err(store_error)?;
+    let (own, unchanged) = match same_as_before(shared.store, &base, before, &tree_content)? {
+        Some(own) => (own, true),
+        None => (publish(output)?, false),
+    };
+    let snapshot = base.with(own.clone(), &tree_content);
+    shared.lease.hold_layer(&own).map_err(store_error)?;
+    let record = NewRecord {
+        definition: task.definition,
+        content: Some(content),
+        layers: snapshot.layers.clone(),
+        own: Some(own),
+        result: snapshot.content,
+        description: node.steps.first().map(|step| step.text.clone()).unwrap_or_default(),
+        parts: key::parts(node, &Inputs::Content(contents), selected),
+        duration_ms: milliseconds(duration),
+    };
+    shared.store.save_record(&record).map_err(store_error)?;
+    Ok((snapshot, Status::Ran { duration, unchanged }))
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn publish(output: StepOutput) -> Result<LayerId, StepError> {
+    let id = LayerId::random();
+    output.draft.publish(id.clone(), output.tree).map_err(store_error)?;
+    Ok(id)
+}
+
+/// Early cut-off: the layer of the record that this step replaces, where it stands on the same base
+/// and holds the same files, times aside. Everything that builds on it stays as it is.
+fn same_as_before(
+    store: &Store,
+    base: &Snapshot,
+    before: Option<Record>,
+    content: &ContentDigest,
+) -> Result<Option<LayerId>, StepError> {
+    let Some(Record { own: Some(own), layers, .. }) = before else { return Ok(None) };
+    let same_base = layers.split_last().is_some_and(|(_, below)| below == base.layers);
+    if !same_base || !store.has_layer(&own).map_err(store_error)? {
+        return Ok(None);
+    }
+    let old = store.layer_content(&own).map_err(store_error)?;
+    Ok((old.as_ref() == Some(content)).then_some(own))
+}
