@@ -9,7 +9,6 @@ mod compress;
 mod decompress;
 pub(crate) mod entry;
 mod frame;
-
 mod header;
 mod pax;
 mod reader;
@@ -21,7 +20,7 @@ use std::io;
 
 pub use compress::{Compression, CompressionError};
 pub use decompress::{Decompress, Format};
-pub use reader::{ArchiveEntry, ArchiveReader, ArchivedKind, Content};
+pub use reader::{ArchiveEntry, ArchiveReader, ArchivedKind, Attributes, Content};
 pub use writer::{ArchiveOptions, WriteLayerError, compress_archive, write_layer};
 
 /// Why an archive cannot be read.

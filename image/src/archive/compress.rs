@@ -22,9 +22,11 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// libdeflate's level that is both smaller and several times faster than Go's default gzip,
-    /// which BuildKit uses (measured, see ARCHITECTURE.md).
-    pub const DEFAULT_GZIP: u8 = 6;
+    /// libdeflate's fastest level that is not larger than gzip -6, which is a little smaller than
+    /// Go's default and BuildKit's. Measured on 250 MB of libraries, scripts and documentation in
+    /// frames of 1 MiB, one core: gzip -6 39.2 % at 27 MB/s; libdeflate 1: 41.5 % at 178 MB/s,
+    /// 4: 39.7 % at 122, 5: 39.1 % at 115, 6: 38.9 % at 93, 9: 38.6 % at 31.
+    pub const DEFAULT_GZIP: u8 = 5;
     /// The zstd command's default level, also BuildKit's.
     pub const DEFAULT_ZSTD: u8 = 3;
 

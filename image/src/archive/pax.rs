@@ -6,6 +6,9 @@ use super::ArchiveError;
 /// Prefix of the records that hold extended attributes (star, Docker, GNU tar).
 pub(super) const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
+/// Key and value.
+pub(super) type Record<'a> = (&'a [u8], &'a [u8]);
+
 /// Appends one record.
 pub(super) fn append(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
@@ -30,7 +33,7 @@ fn decimal_digits(number: usize) -> usize {
 ///
 /// # Errors
 /// When a record is not of the form above, or its length points outside.
-pub(super) fn parse(mut data: &[u8]) -> Result<Vec<(&[u8], &[u8])>, ArchiveError> {
+pub(super) fn parse(mut data: &[u8]) -> Result<Vec<Record<'_>>, ArchiveError> {
     let mut records = Vec::new();
     while !data.is_empty() {
         let (record, rest) = split_record(data)
@@ -40,8 +43,6 @@ pub(super) fn parse(mut data: &[u8]) -> Result<Vec<(&[u8], &[u8])>, ArchiveError
     }
     Ok(records)
 }
-
-type Record<'a> = (&'a [u8], &'a [u8]);
 
 fn split_record(data: &[u8]) -> Option<(Record<'_>, &[u8])> {
     let space = data.iter().take(20).position(|b| *b == b' ')?;

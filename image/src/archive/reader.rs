@@ -42,6 +42,9 @@ pub enum ArchivedKind {
     Fifo,
 }
 
+/// Names and values of extended attributes, each name once.
+pub type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// One entry, as the archive says it; names are not cleaned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArchiveEntry {
@@ -64,7 +67,7 @@ pub struct ArchiveEntry {
     /// Modification time: seconds since 1970 and nanoseconds.
     pub mtime: (i64, u32),
     /// Extended attributes, in the order of the archive.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Attributes,
 }
 
 /// Reads an archive that is not compressed (see [`super::Decompress`]).
@@ -389,8 +392,8 @@ fn name(
     Ok(name)
 }
 
-fn xattrs(extensions: &Extensions) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ArchiveError> {
-    let mut list: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+fn xattrs(extensions: &Extensions) -> Result<Attributes, ArchiveError> {
+    let mut list = Attributes::new();
     for (key, value) in &extensions.pax {
         let Some(key) = key.strip_prefix(pax::XATTR_PREFIX) else { continue };
         if value.len() > limits::XATTR_BYTES {

@@ -1,0 +1,8 @@
+//! Archives, images and outputs over a real store, read by other programs.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod builder;
+mod export;
+mod hostile;
+mod round_trip;
