@@ -4,6 +4,7 @@
 
 pub mod archive;
 pub mod config;
+pub mod credential;
 pub mod export;
 mod flatten;
 pub mod history;
@@ -15,5 +16,7 @@ pub mod limits;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
+pub mod reference;
+pub mod registry;
 pub mod tarball;
 pub mod unpack;
