@@ -85,6 +85,8 @@ impl BlobWriter {
         let root = self.store.root();
         // Replacing is right: the same bytes, or a damaged file that gives way.
         let _ = rustix::fs::fchmod(&self.file, rustix::fs::Mode::from_raw_mode(0o644));
+        // Pruning must not come between the two.
+        let _lock = self.store.publish_lock()?;
         self.process
             .dir()
             .rename(&self.name, root, &place)

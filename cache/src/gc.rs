@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Transaction, params};
+use rusqlite::Transaction;
 
 use crate::digest::{Digest, LayerId};
 use crate::oci::Descriptor;
@@ -272,6 +272,8 @@ impl Store {
     }
 
     fn remove_free_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
+        // With the publish lock, nobody puts the same blob in while its file goes.
+        let _lock = self.publish_lock()?;
         let leased = self.db().write("forget a blob", |transaction| {
             if is_leased(transaction, "blob", digest.as_str())? {
                 return Ok(true);

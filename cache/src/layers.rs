@@ -198,7 +198,7 @@ struct Frame<'a> {
 /// The digest of what one layer alone shows as it is.
 fn ready_digest(stack: &Stack<'_>) -> Option<ContentDigest> {
     match stack.as_slice() {
-        [(_, node)] if node.is_plain() => Some(node.node().digest),
+        [(_, node)] if node.is_plain() => Some(node.merkle()),
         _ => None,
     }
 }

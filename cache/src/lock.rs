@@ -5,12 +5,11 @@
 //! removed meanwhile tries again.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::digest::Key;
-use crate::process::{lock_file, try_flock};
+use crate::process::LockFile;
 use crate::root::{Root, Stat};
 use crate::store::{Store, StoreError, failed};
 
@@ -19,14 +18,16 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 
 /// A lock, held until it is dropped or the process ends.
 #[derive(Debug)]
-pub struct KeyLock(NamedLock);
+pub struct KeyLock {
+    _lock: NamedLock,
+}
 
 /// A lock on a file of that name in the store.
 #[derive(Debug)]
 pub(crate) struct NamedLock {
     root: Root,
     place: PathBuf,
-    _fd: OwnedFd,
+    _file: LockFile,
 }
 
 impl Drop for NamedLock {
@@ -40,16 +41,20 @@ impl NamedLock {
     /// Tries once.
     pub(crate) fn try_new(root: &Root, place: &Path) -> io::Result<Option<Self>> {
         loop {
-            let fd = lock_file(root, place)?;
-            if !try_flock(&fd)? {
+            let file = LockFile::open(root, place)?;
+            if !file.try_lock(false)? {
                 return Ok(None);
             }
-            let held = Stat::of(&fd)?;
+            let held = Stat::of(file.fd())?;
             match root.stat(place) {
                 Ok(named) if (named.device, named.inode) == (held.device, held.inode) => {
                     let pid = std::process::id().to_string();
-                    rustix::io::pwrite(&fd, format!("{pid:<10}").as_bytes(), 0)?;
-                    return Ok(Some(Self { root: root.clone(), place: place.to_owned(), _fd: fd }));
+                    rustix::io::pwrite(file.fd(), format!("{pid:<10}").as_bytes(), 0)?;
+                    return Ok(Some(Self {
+                        root: root.clone(),
+                        place: place.to_owned(),
+                        _file: file,
+                    }));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -95,7 +100,9 @@ impl Store {
     ) -> Result<Option<KeyLock>, StoreError> {
         let place = place(key);
         let lock = NamedLock::wait(self.root(), &place, cancelled);
-        Ok(lock.map_err(failed("lock", &self.path().join(&place)))?.map(KeyLock))
+        Ok(lock
+            .map_err(failed("lock", &self.path().join(&place)))?
+            .map(|lock| KeyLock { _lock: lock }))
     }
 
     /// Tries for the lock, without waiting.
@@ -105,7 +112,9 @@ impl Store {
     pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>, StoreError> {
         let place = place(key);
         let lock = NamedLock::try_new(self.root(), &place);
-        Ok(lock.map_err(failed("lock", &self.path().join(&place)))?.map(KeyLock))
+        Ok(lock
+            .map_err(failed("lock", &self.path().join(&place)))?
+            .map(|lock| KeyLock { _lock: lock }))
     }
 
     /// The process that held the lock last, for messages. Its number means nothing in another container.

@@ -1,20 +1,17 @@
 //! RUN cache mounts: folders that survive from build to build and are in no layer and no key.
 //!
-//! `mounts/<hash of id, base, mode and owner>-<number>/`; the table says which folder belongs to which id, so that clearing an
+//! `mounts/<hash of id, base, mode and owner>-<time>/`; the table says which folder belongs to which id, so that clearing an
 //! id is forgetting it: whoever runs keeps the folder, later users get a new one. A user holds `locks/mount-<folder>`,
 //! shared or alone; pruning takes a folder only when it gets that lock alone.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::params;
-use rustix::fs::FlockOperation;
-
-use crate::process::{flock, lock_file};
+use crate::process::LockFile;
 use crate::root::Root;
-use crate::store::{Store, StoreError, failed, now};
+use crate::store::{Store, StoreError, failed, now, now_ms};
+use rusqlite::params;
 
 /// Between two attempts to get a mount that somebody has.
 const WAIT: Duration = Duration::from_millis(20);
@@ -52,7 +49,7 @@ pub struct CacheMountRequest {
 #[derive(Debug)]
 pub struct CacheMount {
     path: PathBuf,
-    _lock: OwnedFd,
+    _lock: LockFile,
 }
 
 impl CacheMount {
@@ -88,10 +85,6 @@ impl Store {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<CacheMount>, StoreError> {
         let hash = hash(request);
-        let operation = match request.sharing {
-            Sharing::Shared => FlockOperation::NonBlockingLockShared,
-            Sharing::Private | Sharing::Locked => FlockOperation::NonBlockingLockExclusive,
-        };
         loop {
             let dirs = self.mount_dirs(&hash)?;
             let wanted = match request.sharing {
@@ -99,7 +92,7 @@ impl Store {
                 _ => &dirs[..dirs.len().min(1)],
             };
             for dir in wanted {
-                if let Some(mount) = self.take_mount(dir, operation)? {
+                if let Some(mount) = self.take_mount(dir, request.sharing == Sharing::Shared)? {
                     return Ok(Some(mount));
                 }
             }
@@ -118,7 +111,7 @@ impl Store {
     fn mount_dirs(&self, hash: &str) -> Result<Vec<String>, StoreError> {
         self.db().read("look up a cache mount", |connection| {
             let query = "SELECT dir FROM mounts WHERE dir > ?1 AND dir < ?2 AND id != ''
-                         ORDER BY created, dir";
+                         ORDER BY dir";
             let mut statement = connection.prepare_cached(query)?;
             let range = [format!("{hash}-"), format!("{hash}.")];
             let rows = statement.query_map(range, |row| row.get(0))?;
@@ -126,18 +119,15 @@ impl Store {
         })
     }
 
-    fn take_mount(
-        &self,
-        dir: &str,
-        operation: FlockOperation,
-    ) -> Result<Option<CacheMount>, StoreError> {
+    fn mount_lock(&self, dir: &str, shared: bool) -> io::Result<Option<LockFile>> {
+        let file = LockFile::open(self.root(), &lock_place(dir))?;
+        Ok(file.try_lock(shared)?.then_some(file))
+    }
+
+    fn take_mount(&self, dir: &str, shared: bool) -> Result<Option<CacheMount>, StoreError> {
         let path = self.path().join("mounts").join(dir);
-        let lock = lock_file(self.root(), &lock_place(dir))
-            .map_err(failed("lock the cache mount", &path))?;
-        match flock(&lock, operation) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            result => result.map_err(failed("lock the cache mount", &path))?,
-        }
+        let lock = self.mount_lock(dir, shared).map_err(failed("lock the cache mount", &path))?;
+        let Some(lock) = lock else { return Ok(None) };
         // With the lock held, pruning cannot take it any more; it may have before.
         let there = self.db().write("note the use of a cache mount", |transaction| {
             let query = "UPDATE mounts SET last_used = ?2 WHERE dir = ?1";
@@ -181,7 +171,15 @@ impl Store {
         if self.mount_dirs(hash)?.len() > known {
             return dir.remove_all(&draft).map_err(failed("remove", &path));
         }
-        let name = format!("{hash}-{}", &crate::digest::LayerId::random().as_str()[..12]);
+        // Sorted by name, they are sorted by age.
+        let mut time = now_ms();
+        let name = loop {
+            let name = format!("{hash}-{time:012x}");
+            if self.root().stat(&Path::new("mounts").join(&name)).is_err() {
+                break name;
+            }
+            time += 1;
+        };
         dir.rename(&draft, self.root(), &Path::new("mounts").join(&name))
             .map_err(failed("make a cache mount in", &path))?;
         self.db().write("note a cache mount", |transaction| {
@@ -206,12 +204,8 @@ impl Store {
     /// Removes a cache mount that nobody uses; false when somebody does.
     pub(crate) fn remove_mount(&self, dir: &str) -> Result<bool, StoreError> {
         let path = self.path().join("mounts").join(dir);
-        let lock = lock_file(self.root(), &lock_place(dir))
-            .map_err(failed("lock the cache mount", &path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            result => result.map_err(failed("lock the cache mount", &path))?,
-        }
+        let lock = self.mount_lock(dir, false).map_err(failed("lock the cache mount", &path))?;
+        let Some(_lock) = lock else { return Ok(false) };
         self.db().write("forget a cache mount", |transaction| {
             transaction.execute("DELETE FROM mounts WHERE dir = ?1", [dir])
         })?;

@@ -23,46 +23,74 @@ pub(crate) struct Process {
     name: String,
     tmp: Root,
     dir: Root,
-    _owner: OwnedFd,
+    _owner: LockFile,
     next: AtomicU64,
 }
 
-/// Opens (making it) a file that is only there to be locked.
-pub(crate) fn lock_file(root: &Root, name: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mode = Mode::from_raw_mode(0o600);
-    crate::root::check_path(name)?;
-    Ok(rustix::fs::openat(root.as_fd(), name, flags, mode)?)
-}
+/// A file that is only there to be locked. Dropping it unlocks, and does not leave that to closing: a child that was
+/// forked a moment ago, and has not yet called `exec`, still has the file open.
+#[derive(Debug)]
+pub(crate) struct LockFile(OwnedFd);
 
-pub(crate) fn flock(fd: &OwnedFd, operation: FlockOperation) -> io::Result<()> {
-    loop {
-        match rustix::fs::flock(fd, operation) {
-            Err(rustix::io::Errno::INTR) => {}
-            result => return Ok(result?),
-        }
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
 
-/// Tries for an exclusive lock; false when somebody has it.
-pub(crate) fn try_flock(fd: &OwnedFd) -> io::Result<bool> {
-    match flock(fd, FlockOperation::NonBlockingLockExclusive) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        result => result.map(|()| true),
+impl LockFile {
+    /// Opens it, making it when it is not there; not locked yet.
+    pub(crate) fn open(root: &Root, name: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        crate::root::check_path(name)?;
+        Ok(Self(rustix::fs::openat(root.as_fd(), name, flags, mode)?))
+    }
+
+    /// The file.
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+
+    fn flock(&self, operation: FlockOperation) -> io::Result<()> {
+        loop {
+            match rustix::fs::flock(&self.0, operation) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Opens it and waits for the lock, alone. For what is held for moments only.
+    pub(crate) fn wait(root: &Root, name: &Path) -> io::Result<Self> {
+        let file = Self::open(root, name)?;
+        file.flock(FlockOperation::LockExclusive)?;
+        Ok(file)
+    }
+
+    /// Tries for the lock; false when somebody has it.
+    pub(crate) fn try_lock(&self, shared: bool) -> io::Result<bool> {
+        let operation = match shared {
+            true => FlockOperation::NonBlockingLockShared,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
+        match self.flock(operation) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            result => result.map(|()| true),
+        }
     }
 }
 
 impl Process {
     /// Makes this process's folder, and sweeps in the background what dead ones left.
     pub(crate) fn new(tmp: Root) -> io::Result<(Self, Vec<PathBuf>)> {
-        let guard = lock_file(&tmp, Path::new("lock"))?;
-        flock(&guard, FlockOperation::LockExclusive)?;
+        let guard = LockFile::wait(&tmp, Path::new("lock"))?;
         let dead = bury(&tmp)?;
         let name = LayerId::random().to_string();
         tmp.mkdir(Path::new(&name), 0o700)?;
         let dir = tmp.open_dir(Path::new(&name))?;
-        let owner = lock_file(&dir, Path::new("owner"))?;
-        flock(&owner, FlockOperation::LockExclusive)?;
+        let owner = LockFile::wait(&dir, Path::new("owner"))?;
+        drop(guard);
         Ok((Self { name, tmp, dir, _owner: owner, next: AtomicU64::new(0) }, dead))
     }
 
@@ -125,18 +153,17 @@ fn bury(tmp: &Root) -> io::Result<Vec<PathBuf>> {
 /// Whether nobody holds the folder `name`. Call with `tmp/lock` held.
 fn is_dead(tmp: &Root, name: &Path) -> io::Result<bool> {
     let owner = match tmp.open_file(&name.join("owner")) {
-        Ok(file) => OwnedFd::from(file),
+        Ok(file) => LockFile(OwnedFd::from(file)),
         // A process that died between the two, or one that is being removed.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(error) => return Err(error),
     };
-    try_flock(&owner)
+    owner.try_lock(false)
 }
 
 /// The processes that are alive and have a folder.
 pub(crate) fn living(tmp: &Root) -> io::Result<Vec<String>> {
-    let guard = lock_file(tmp, Path::new("lock"))?;
-    flock(&guard, FlockOperation::LockExclusive)?;
+    let _guard = LockFile::wait(tmp, Path::new("lock"))?;
     let mut living = Vec::new();
     for item in tmp.read_dir(Path::new(""))? {
         let name = item.name.to_string_lossy().into_owned();

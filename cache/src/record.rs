@@ -151,6 +151,9 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be written.
+    ///
+    /// # Panics
+    /// Never: strings can be written as JSON.
     pub fn save_record(&self, record: &NewRecord) -> Result<Record, StoreError> {
         let layers: Vec<&str> = record.layers.iter().map(LayerId::as_str).collect();
         let parts = serde_json::to_string(&record.parts).expect("strings can be written as JSON");

@@ -94,7 +94,6 @@ impl Stat {
     /// What the kernel calls the file described.
     #[expect(
         clippy::unnecessary_cast,
-        clippy::useless_conversion,
         reason = "the widths of `struct stat` differ from one architecture to the next"
     )]
     pub(crate) fn new(stat: &rustix::fs::Stat) -> io::Result<Self> {
@@ -815,7 +814,7 @@ mod tests {
         let file = root.open_file(Path::new("a/b/f")).unwrap();
         // Where the file system has no such flag, this part of the test is void.
         let _ = rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::IMMUTABLE);
-        let mode = std::fs::Permissions::from_mode(0);
+        let mode = std::fs::Permissions::from_mode(0o0);
         std::fs::set_permissions(dir.path().join("a/b"), mode).unwrap();
         root.remove_all(Path::new("a")).unwrap();
         assert!(!dir.path().join("a").exists());

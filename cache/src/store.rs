@@ -10,11 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{OptionalExtension, params};
-use rustix::fs::FlockOperation;
 
 use crate::db::{self, Db};
 use crate::digest::{ContentDigest, Digest, LayerId};
-use crate::process::{self, Process};
+use crate::process::{LockFile, Process};
 use crate::root::Root;
 use crate::tree::Tree;
 
@@ -225,11 +224,9 @@ impl Store {
     }
 
     /// Serialises what is published: held from the first rename to the commit.
-    pub(crate) fn publish_lock(&self) -> Result<std::os::fd::OwnedFd, StoreError> {
+    pub(crate) fn publish_lock(&self) -> Result<LockFile, StoreError> {
         let name = Path::new("locks/publish");
-        let lock = process::lock_file(self.root(), name)
-            .and_then(|fd| process::flock(&fd, FlockOperation::LockExclusive).map(|()| fd));
-        lock.map_err(failed("lock", &self.path().join(name)))
+        LockFile::wait(self.root(), name).map_err(failed("lock", &self.path().join(name)))
     }
 
     /// Whether the layer is there, whole.
@@ -424,9 +421,8 @@ fn initialise(path: &Path) -> Result<Root, StoreError> {
 
 /// Moves a broken database aside: what it knew can be found out again, at the price of time.
 fn set_aside(root: &Root, error: StoreError) -> Result<(), StoreError> {
-    let lock = process::lock_file(root, Path::new("locks/database"))
-        .and_then(|fd| process::flock(&fd, FlockOperation::LockExclusive).map(|()| fd))
-        .map_err(failed("lock", root.path()))?;
+    let _lock =
+        LockFile::wait(root, Path::new("locks/database")).map_err(failed("lock", root.path()))?;
     let database = root.path().join("kiln.db");
     match Db::open(&database, root.path(), false) {
         Err(again) if db::is_damage(&again) => {}
@@ -443,6 +439,5 @@ fn set_aside(root: &Root, error: StoreError) -> Result<(), StoreError> {
             result => result.map_err(failed("set aside", &database))?,
         }
     }
-    drop(lock);
     Ok(())
 }

@@ -123,7 +123,7 @@ pub(crate) struct Node {
     pub(crate) name: Range<u32>,
     pub(crate) children: Range<u32>,
     pub(crate) entry: Entry,
-    /// Of the subtree, hard links aside.
+    /// Of a directory's subtree, hard links aside; other nodes have it only while a tree is made.
     pub(crate) digest: ContentDigest,
     /// Neither a whiteout nor an opaque directory in the subtree.
     pub(crate) plain: bool,
@@ -263,15 +263,20 @@ impl<'a> NodeRef<'a> {
     /// The content of its subtree.
     #[must_use]
     pub fn digest(self) -> ContentDigest {
-        let node = self.node();
-        if !node.links {
-            return node.digest;
+        if !self.node().links {
+            return self.merkle();
         }
         let mut groups = crate::tree_digest::LinkGroups::default();
         for (path, node) in self.walk() {
             groups.add(&path, 0, node.entry().link_group);
         }
-        groups.apply(node.digest)
+        groups.apply(self.merkle())
+    }
+
+    /// The content of its subtree, hard links aside. That of a file costs less to compute than to keep on disk.
+    pub(crate) fn merkle(self) -> ContentDigest {
+        let node = self.node();
+        if node.entry.is_dir() { node.digest } else { crate::tree_digest::leaf(&node.entry) }
     }
 
     /// Everything beneath it with paths relative to it: parents first, sorted by component.
@@ -388,6 +393,9 @@ impl TreeBuilder {
     }
 
     /// The tree.
+    ///
+    /// # Panics
+    /// With 2^32 entries or 4 GiB of names.
     #[must_use]
     pub fn finish(self) -> Tree {
         let mut old: Vec<Option<BuildNode>> = self.nodes.into_iter().map(Some).collect();

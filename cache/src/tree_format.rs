@@ -13,14 +13,12 @@
 //! ```
 //!
 //! Numbers are LEB128 (seconds zigzag). The tag is the kind in the low 4 bits, 16: opaque, 32: has attributes, 64: has
-//! a link group. Digests of directories are stored, those of files computed: hashing one costs less than 32 bytes read.
+//! a link group. Digests of directories are stored, those of files computed when somebody asks.
 //! A reader knows its own version only: a tree can be made again.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-
-use rayon::prelude::*;
 
 use crate::digest::ContentDigest;
 use crate::tree::{Entry, Kind, Metadata, Node, Time, Tree};
@@ -241,7 +239,7 @@ impl Tree {
     }
 }
 
-/// What is not stored: digests of files, marks.
+/// What is not stored: marks.
 fn finish(names: &[u8], nodes: &mut [Node]) -> Result<(), DecodeTreeError> {
     for (index, node) in nodes.iter().enumerate() {
         let children = &node.children;
@@ -249,9 +247,8 @@ fn finish(names: &[u8], nodes: &mut [Node]) -> Result<(), DecodeTreeError> {
             return Err(DecodeTreeError("a directory stands in itself"));
         }
     }
-    nodes.par_iter_mut().with_min_len(512).for_each(|node| {
+    nodes.iter_mut().for_each(|node| {
         if !node.entry.is_dir() {
-            node.digest = crate::tree_digest::leaf(&node.entry);
             node.plain = node.entry.kind != Kind::Whiteout;
             node.links = node.entry.link_group != 0;
         }

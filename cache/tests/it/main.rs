@@ -1,5 +1,7 @@
 //! The store from outside: layers, views, several processes, and processes that die.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, and what sets it up too")]
+
 mod bookkeeping;
 mod layers;
 mod processes;

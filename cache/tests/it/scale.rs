@@ -87,3 +87,29 @@ fn a_context_is_scanned_and_stored() {
     draft.publish(kiln_cache::LayerId::random(), tree).unwrap();
     eprintln!("publish: {:?}", start.elapsed());
 }
+
+/// What a build of 60 steps that are all cached asks of the store, in a fresh process's place.
+#[test]
+fn sixty_records_are_found() {
+    use crate::bookkeeping::{key, layer, record};
+    let (_dir, store) = crate::layers::store();
+    let mut chain = Vec::new();
+    for step in 0..60 {
+        chain.push(layer(&store, &step.to_string()));
+        let names = (format!("d{step}"), format!("c{step}"));
+        store.save_record(&record(&names.0, Some(&names.1), &chain)).unwrap();
+    }
+    let path = store.path().to_owned();
+    drop(store);
+    let keys: Vec<_> = (0..60).map(|step| key(&format!("d{step}"))).collect();
+    for _ in 0..3 {
+        let start = Instant::now();
+        let store = kiln_cache::Store::open(&path).unwrap();
+        let opened = start.elapsed();
+        assert_eq!(store.lookup_many(&keys).unwrap().len(), 60);
+        let found = start.elapsed();
+        let lease = store.lease().unwrap();
+        assert!(lease.hold_layers(&chain).unwrap());
+        eprintln!("open {opened:?}, 60 look-ups until {found:?}, lease {:?}", start.elapsed());
+    }
+}
