@@ -18,5 +18,6 @@ pub mod media_type;
 pub mod platform;
 pub mod reference;
 pub mod registry;
+pub mod source;
 pub mod tarball;
 pub mod unpack;
