@@ -356,11 +356,13 @@ impl View for Context {
         if !there {
             return Err(not_found(path));
         }
-        // The socket that stands here as an empty file cannot be opened.
-        if self.root.stat(path)?.kind == FileKind::Socket {
-            return File::open("/dev/null");
-        }
-        self.root.open_file(path)
+        self.root.open_file(path).or_else(|error| {
+            // The socket that stands here as an empty file cannot be opened.
+            if self.root.stat(path)?.kind == FileKind::Socket {
+                return File::open("/dev/null");
+            }
+            Err(error)
+        })
     }
 
     fn digest(&self, path: &Path) -> io::Result<ContentDigest> {

@@ -210,20 +210,18 @@ impl LayerWriter {
         known: Option<&Known>,
     ) -> io::Result<Written> {
         self.make_file(path, metadata, |file| {
-            if let Some(known) = known.filter(|known| known.size >= LARGE)
-                && copy_in_kernel(source, file)? == Some(known.size)
-            {
+            if let Some(known) = known.filter(|known| known.size >= LARGE) {
+                let copied = copy_in_kernel(source, file)?;
                 let same = match known.identity {
                     Some(identity) => FileIdentity::of(&Stat::of(source)?) == identity,
                     None => true,
                 };
-                if same {
+                if copied == Some(known.size) && same {
                     return Ok(Written { size: known.size, data: known.data });
                 }
-                let (size, data) = scan::hash_file(file)?;
-                return Ok(Written { size, data });
+                // It changed, or there is no such copying here: from the start, hashing.
+                file.set_len(0)?;
             }
-            file.set_len(0)?;
             copy_hashing(&mut FromStart { file: source, offset: 0 }, file)
         })
     }
