@@ -7,13 +7,14 @@
 
 mod destination;
 mod name;
+mod pipeline;
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use kiln_cache::{Algorithm, DiffId, HashingReader, Kind, LayerWriter, Metadata, Time, View};
+use kiln_cache::{DiffId, Kind, LayerWriter, Metadata, Time, View};
 
 use crate::archive::{
     ArchiveEntry, ArchiveError, ArchiveReader, ArchivedKind, Decompress, whiteout,
@@ -55,18 +56,21 @@ impl Unpacked {
 /// When the archive is malformed, above a limit of `budget`, would act outside of the layer, or
 /// cannot be read or written. The layer is then half made and must be dropped.
 pub fn unpack_layer(
-    stream: impl Read,
+    stream: impl Read + Send,
     budget: Budget,
     writer: &LayerWriter,
 ) -> Result<Unpacked, ArchiveError> {
-    let plain = Decompress::new(stream).map_err(read_error)?;
-    let mut reader = ArchiveReader::new(HashingReader::new(plain, Algorithm::Sha256), budget);
-    let mut unpacker = Unpacker { destination: Destination::layer(writer), owner: None };
-    while let Some(entry) = reader.next_entry()? {
-        unpacker.layer_entry(&entry, &mut reader).map_err(|e| e.at(entry.offset, &entry.path))?;
-    }
-    let (digest, _, _) = reader.finish()?.finish();
-    Ok(Unpacked { diff_id: DiffId(digest), implied: unpacker.destination.into_implied() })
+    let (implied, digest) = pipeline::decompress(stream, |plain| {
+        let mut reader = ArchiveReader::new(plain, budget);
+        let mut unpacker = Unpacker { destination: Destination::layer(writer), owner: None };
+        while let Some(entry) = reader.next_entry()? {
+            let done = unpacker.layer_entry(&entry, &mut reader);
+            done.map_err(|e| e.at(entry.offset, &entry.path))?;
+        }
+        reader.finish()?;
+        Ok(unpacker.destination.into_implied())
+    })?;
+    Ok(Unpacked { diff_id: DiffId(digest), implied })
 }
 
 /// Where ADD extracts to.

@@ -370,7 +370,11 @@ impl Download<'_> {
     }
 
     /// Unpacks what needs no keeping.
-    fn unpack(&self, reader: impl Read, writer: &LayerWriter) -> Result<Unpacked, SourceError> {
+    fn unpack(
+        &self,
+        reader: impl Read + Send,
+        writer: &LayerWriter,
+    ) -> Result<Unpacked, SourceError> {
         let (mut bytes, total) = (0, self.descriptor.size);
         let digest = &self.descriptor.digest;
         let watched = Watched {

@@ -521,3 +521,22 @@ fn archives_are_known_by_their_content() {
         assert_eq!(file.stream_position().unwrap(), 0, "{name}");
     }
 }
+
+#[test]
+fn damage_of_the_stream_is_an_error_wherever_it_is() {
+    let place = place();
+    let data = "some data ".repeat(200_000);
+    let archive = new().file("a", &data).file("b", &data).end();
+    let mut packed = Vec::new();
+    let mut encoder = flate2::GzBuilder::new().read(&archive[..], flate2::Compression::fast());
+    std::io::Read::read_to_end(&mut encoder, &mut packed).unwrap();
+    assert_eq!(place.unpack(&packed).unwrap().0.data_size(), 2 * data.len() as u64);
+    for cut in [1, 8, packed.len() / 2, packed.len() - 5] {
+        let error = place.unpack(&packed[..packed.len() - cut]).unwrap_err();
+        assert!(error.to_string().contains("cannot"), "{cut}: {error}");
+    }
+    // Damage after the end of the archive counts as well: a digest of it would be that of other bytes.
+    let last = packed.len() - 1;
+    packed[last] ^= 1;
+    assert!(place.unpack(&packed).is_err());
+}
