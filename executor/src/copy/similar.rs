@@ -25,24 +25,27 @@ pub(super) fn similar(view: &dyn View, path: &Path) -> Option<PathBuf> {
     if distance > wanted.chars().count().div_ceil(3) {
         return None;
     }
-    let suggestion = there.join(name).join(names.as_path());
+    let suggestion: PathBuf = there.join(name).iter().chain(names).collect();
     view.entry(&suggestion).is_some().then_some(suggestion)
 }
 
-/// Levenshtein distance.
+/// How many letters are to be inserted, removed, replaced or swapped with the next.
 fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
         }
+        rows.push(row);
     }
-    row[b.len()]
+    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -56,5 +59,6 @@ mod tests {
         check("", "abc", 3);
         check("kitten", "sitting", 3);
         check("main.rs", "man.rs", 1);
+        check("tow", "two", 1);
     }
 }

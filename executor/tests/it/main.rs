@@ -1,3 +1,4 @@
-//! RUN as root on a small root file system: what a step sees, what it leaves, how it ends.
+//! Steps as root: RUN on a small root file system, COPY, ADD and WORKDIR on small trees.
 
+mod copy;
 mod run;
