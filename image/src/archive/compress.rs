@@ -39,8 +39,12 @@ impl Compression {
             Self::None => Ok(Self::None),
             Self::Gzip(_) if level <= 12 => Ok(Self::Gzip(level)),
             Self::Zstd(_) if (1..=22).contains(&level) => Ok(Self::Zstd(level)),
-            Self::Gzip(_) => Err(CompressionError::Level { method: "gzip", level, most: 12 }),
-            Self::Zstd(_) => Err(CompressionError::Level { method: "zstd", level, most: 22 }),
+            Self::Gzip(_) => {
+                Err(CompressionError::Level { method: "gzip", level, least: 0, most: 12 })
+            }
+            Self::Zstd(_) => {
+                Err(CompressionError::Level { method: "zstd", level, least: 1, most: 22 })
+            }
         }
     }
 
@@ -93,12 +97,14 @@ pub enum CompressionError {
     #[error("compression `{0}` is not one of `gzip`, `zstd`, `uncompressed`")]
     Method(String),
     /// A level that the method has not.
-    #[error("compression level {level} of {method} is above {most} or too low")]
+    #[error("compression level {level} is not one of {method}'s, {least} to {most}")]
     Level {
         /// The method.
         method: &'static str,
         /// The level asked for.
         level: u8,
+        /// The lowest level.
+        least: u8,
         /// The highest level.
         most: u8,
     },

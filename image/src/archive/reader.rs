@@ -74,7 +74,9 @@ pub struct ArchiveEntry {
 #[derive(Debug)]
 pub struct ArchiveReader<R> {
     stream: Counted<R>,
+    /// What may still come, and what was allowed at the beginning.
     budget: Budget,
+    allowed: Budget,
     /// What the current entry still has in the stream, padding aside.
     data_left: u64,
     padding: u64,
@@ -120,6 +122,7 @@ impl<R: Read> ArchiveReader<R> {
         Self {
             stream: Counted { inner: stream, position: 0 },
             budget,
+            allowed: budget,
             data_left: 0,
             padding: 0,
             segments: Vec::new(),
@@ -169,7 +172,7 @@ impl<R: Read> ArchiveReader<R> {
                 self.budget.entries.checked_sub(1).ok_or_else(|| ArchiveError::Limit {
                     path: String::new(),
                     what: "the number of entries",
-                    limit: Budget::default().entries,
+                    limit: self.allowed.entries,
                 })?;
             match block[156] {
                 b'x' => self.pax_header(&block, &mut extensions)?,
@@ -352,7 +355,7 @@ impl<R: Read> ArchiveReader<R> {
             self.budget.bytes.checked_sub(self.size).ok_or_else(|| ArchiveError::Limit {
                 path: String::new(),
                 what: "the size of all files together",
-                limit: Budget::default().bytes,
+                limit: self.allowed.bytes,
             })?;
         Ok(())
     }

@@ -39,7 +39,7 @@ pub fn write(
     options: LocalOptions,
 ) -> Result<(), ExportError> {
     refuse_conflicts(systems, options.split)?;
-    let failed = |source| ExportError::Output { output: folder.display().to_string(), source };
+    let failed = |source| ExportError::Output { output: format!("`{}`", folder.display()), source };
     if fs::symlink_metadata(folder).is_ok() {
         let root = Root::open(folder).map_err(failed)?;
         return write_into(systems, &root, options);
@@ -90,7 +90,7 @@ fn write_into(
     options: LocalOptions,
 ) -> Result<(), ExportError> {
     let failed = |path: &Path| {
-        let output = root.path().join(path).display().to_string();
+        let output = format!("`{}`", root.path().join(path).display());
         move |source| ExportError::Output { output, source }
     };
     let mut kept: HashSet<PathBuf> = HashSet::new();

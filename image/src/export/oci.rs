@@ -30,7 +30,7 @@ pub(super) fn write_archive(
     docker_manifest: Option<&[u8]>,
     output: Output,
 ) -> Result<(), ExportError> {
-    let name = format!("{output:?}");
+    let name = output.to_string();
     let failed = |source| ExportError::Output { output: name.clone(), source };
     let blobs = blobs(store, image)?;
     let mut tar = TarWriter::new(OutputFile::create(output).map_err(failed)?);
@@ -106,7 +106,7 @@ fn tag(name: &str) -> &str {
 /// # Errors
 /// When a blob is missing, the folder cannot be written, or it holds an index that we cannot read.
 pub fn write_folder(store: &Store, image: &NamedImage, folder: &Path) -> Result<(), ExportError> {
-    let failed = |source| ExportError::Output { output: folder.display().to_string(), source };
+    let failed = |source| ExportError::Output { output: format!("`{}`", folder.display()), source };
     for (digest, size) in blobs(store, image)? {
         let target = folder.join("blobs").join(digest.algorithm().as_str());
         fs::create_dir_all(&target).map_err(failed)?;

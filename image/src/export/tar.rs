@@ -40,7 +40,7 @@ pub fn write(
     clamp: Option<i64>,
     output: Output,
 ) -> Result<(), ExportError> {
-    let name = format!("{output:?}");
+    let name = output.to_string();
     let failed = |source| ExportError::Output { output: name.clone(), source };
     super::local::refuse_conflicts(systems, split)?;
     let mut tar = TarWriter::new(OutputFile::create(output).map_err(failed)?);

@@ -413,24 +413,36 @@ fn publish(place: &Place, archive: &[u8]) -> Layers {
     Layers::open(&place.store, &[id]).unwrap()
 }
 
-#[test]
-fn add_extracts_over_what_is_there() {
-    let place = place();
-    let base = new()
-        .dir("usr")
-        .dir("usr/lib")
-        .symlink("lib", "usr/lib")
-        .symlink("evil", "/../../..")
-        .file("srv/data", "base")
-        .dir("srv/full")
-        .file("srv/full/x", "1")
-        .end();
-    let base = publish(&place, &base);
-    let check = |name: &str,
-                 dest: &str,
-                 archive: Archive,
-                 expect: Result<&[(&str, &str)], &str>| {
-        match (place.add(&base, dest, &archive.end()), expect) {
+/// Adds archives to a base, each to a new layer.
+struct Adding {
+    place: Place,
+    base: Layers,
+}
+
+impl Adding {
+    fn new() -> Self {
+        let place = place();
+        let base = new()
+            .dir("usr")
+            .dir("usr/lib")
+            .symlink("lib", "usr/lib")
+            .symlink("evil", "/../../..")
+            .file("srv/data", "base")
+            .dir("srv/full")
+            .file("srv/full/x", "1")
+            .end();
+        let base = publish(&place, &base);
+        Self { place, base }
+    }
+
+    fn check(
+        &self,
+        name: &str,
+        dest: &str,
+        archive: Archive,
+        expect: Result<&[(&str, &str)], &str>,
+    ) {
+        match (self.place.add(&self.base, dest, &archive.end()), expect) {
             (Ok(tree), Ok(expect)) => {
                 let expect: BTreeMap<String, String> =
                     expect.iter().map(|(path, kind)| ((*path).into(), (*kind).into())).collect();
@@ -439,53 +451,63 @@ fn add_extracts_over_what_is_there() {
             (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{name}: {error}"),
             (got, _) => panic!("{name}: {:?}", got.map(|tree| listing(&tree))),
         }
-        place.check_outside();
-    };
-    check(
+        self.place.check_outside();
+    }
+}
+
+#[test]
+fn add_extracts_over_what_is_there() {
+    let adding = Adding::new();
+    adding.check(
         "through the base's link",
         "",
         new().file("lib/x", "1"),
         Ok(&[("usr", "d"), ("usr/lib", "d"), ("usr/lib/x", "f1")]),
     );
-    check("a directory replaces the base's link", "", new().dir("lib"), Ok(&[("lib", "d")]));
-    check("through a link that climbs", "", new().file("evil/x", "1"), Ok(&[("x", "f1")]));
-    check(
+    adding.check("a directory replaces the base's link", "", new().dir("lib"), Ok(&[("lib", "d")]));
+    adding.check("through a link that climbs", "", new().file("evil/x", "1"), Ok(&[("x", "f1")]));
+    adding.check(
         "below the destination",
         "srv/new",
         new().file("a/b", "1"),
         Ok(&[("srv", "d"), ("srv/new", "d"), ("srv/new/a", "d"), ("srv/new/a/b", "f1")]),
     );
-    check(
+    adding.check(
         "deletions are names",
         "srv",
         new().file(".wh.x", "").file(".wh..wh..opq", ""),
         Ok(&[("srv", "d"), ("srv/.wh.x", "f0"), ("srv/.wh..wh..opq", "f0")]),
     );
-    check(
+    adding.check(
         "a hard link to the base",
         "srv",
         new().hard_link("again", "data"),
         Ok(&[("srv", "d"), ("srv/data", "f4"), ("srv/again", "f4")]),
     );
-    check(
+    adding.check(
         "a hard link outside of the destination",
         "srv",
         new().hard_link("x", "../usr"),
         Err("leads out"),
     );
-    check(
+    adding.check(
         "the root entry",
         "srv",
         new().dir("./").symlink("./x", "y"),
         Ok(&[("srv", "d"), ("srv/x", "-> y")]),
     );
-    check(
+    adding.check(
         "a file over a directory",
         "srv",
         new().file("full", "12"),
         Ok(&[("srv", "d"), ("srv/full", "f2")]),
     );
-    check("below a file of the base", "srv", new().file("data/x", "1"), Err("is not a directory"));
+    adding.check(
+        "below a file of the base",
+        "srv",
+        new().file("data/x", "1"),
+        Err("is not a directory"),
+    );
 }
 
 #[test]
