@@ -8,6 +8,7 @@ pub mod credential;
 pub mod export;
 mod flatten;
 pub mod history;
+pub mod http;
 pub mod import;
 pub mod index;
 pub mod json;

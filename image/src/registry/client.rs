@@ -64,7 +64,7 @@ pub struct Document {
 
 /// One request.
 #[derive(Clone, Debug)]
-pub(super) struct Call<'a> {
+pub(crate) struct Call<'a> {
     /// For messages: "cannot {operation} `url`".
     pub operation: &'static str,
     pub method: Method,
@@ -76,7 +76,7 @@ pub(super) struct Call<'a> {
 }
 
 /// An address for messages: without its query, which may hold a signature.
-pub(super) fn shown(uri: &Uri) -> String {
+pub(crate) fn shown(uri: &Uri) -> String {
     let authority = uri.authority().map_or("", |a| a.as_str());
     format!("{}://{authority}{}", uri.scheme_str().unwrap_or_default(), uri.path())
 }
@@ -306,7 +306,7 @@ impl RegistryClient {
     }
 
     /// Sends until it succeeds, fails for good, or patience ends.
-    fn persistent(
+    pub(crate) fn persistent(
         &self,
         call: &Call<'_>,
         authorization: Option<&str>,
