@@ -5,4 +5,7 @@
 mod builder;
 mod export;
 mod hostile;
+mod http;
+mod registry;
 mod round_trip;
+mod scripted;
