@@ -103,7 +103,7 @@ impl LayerDraft {
     /// When a file cannot be read, or overlay was mounted with `redirect_dir` or `metacopy`, which have no form in a
     /// layer.
     pub fn scan(&self) -> io::Result<Tree> {
-        let rules = Upper { root: &self.fs, groups: Mutex::default() };
+        let rules = Upper { groups: Mutex::default() };
         scan::scan(&self.fs, Path::new(""), &rules)
     }
 
@@ -172,12 +172,11 @@ impl Drop for LayerDraft {
 }
 
 /// How an overlay upper directory is read.
-struct Upper<'a> {
-    root: &'a Root,
+struct Upper {
     groups: Mutex<HashMap<(u64, u64), u32>>,
 }
 
-impl Upper<'_> {
+impl Upper {
     fn group(&self, stat: &Stat) -> u32 {
         if stat.links < 2 || stat.kind == FileKind::Directory {
             return 0;
@@ -203,22 +202,20 @@ impl Upper<'_> {
                 }
             }
         }
-        let opaque = OPAQUE.map(|name| all.get(name).is_some_and(|value| value.as_slice() == b"y"));
-        if opaque[0] != opaque[1] {
-            // Best effort: the layer may be mounted the other way one day.
-            let _ = mark_opaque(self.root, &place.dir_path.join(place.name));
-        }
+        // Steps are mounted with `userxattr`. To such an overlay `trusted.overlay.opaque` is an
+        // ordinary attribute, which a copy-up of an opaque directory carries along: it says nothing.
+        let is_opaque = all.get(OPAQUE[1]).is_some_and(|value| value.as_slice() == b"y");
         all.retain(|name, _| {
             let foreign = name.starts_with(b"security.") && name != b"security.capability";
             !foreign && !is_overlay_xattr(name)
         });
-        Ok((all, opaque[0] || opaque[1]))
+        Ok((all, is_opaque))
     }
 }
 
 type Xattrs = std::collections::BTreeMap<Vec<u8>, Vec<u8>>;
 
-impl Rules for Upper<'_> {
+impl Rules for Upper {
     fn verdict(&self, _: &Path, _: bool) -> Verdict {
         Verdict::Include
     }
