@@ -177,7 +177,7 @@ pub enum CopyError {
         path: String,
     },
     /// A directory is needed where something else is.
-    #[error("cannot copy to non-directory: {path}")]
+    #[error("cannot copy to non-directory: {path} is not a directory")]
     NotADirectory {
         /// What is there.
         path: String,

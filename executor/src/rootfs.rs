@@ -139,19 +139,10 @@ fn overlay_by_mount(
     }
     let target = bottom.with_file_name("overlay");
     fs::create_dir_all(&target)?;
-    let with = |extra: &str| {
-        mount(
-            Some("overlay"),
-            &target,
-            Some("overlay"),
-            MsFlags::empty(),
-            Some(format!("{lower}{extra}").as_str()),
-        )
-    };
-    // `userxattr` needs 5.11; before that the marks under `trusted.` are read.
-    if with(",userxattr").is_err() {
-        context(|| "mount an overlay".to_owned(), with(""))?;
-    }
+    let options = format!("{lower},userxattr");
+    let flags = MsFlags::empty();
+    let mounted = mount(Some("overlay"), &target, Some("overlay"), flags, Some(options.as_str()));
+    context(|| "mount an overlay (`userxattr` needs Linux 5.11)".to_owned(), mounted)?;
     let detached = clone_mount(&open_path(&target)?, false)?;
     umount2(&target, MntFlags::MNT_DETACH)?;
     Ok(detached)

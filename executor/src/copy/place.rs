@@ -76,14 +76,21 @@ impl Place<'_> {
     pub(crate) fn ensure(&self, path: &Path, made: &Metadata) -> Result<bool, CopyError> {
         let mut partial = PathBuf::new();
         let mut is_new = false;
-        for name in path {
+        let mut names = path.iter().peekable();
+        while let Some(name) = names.next() {
             partial.push(name);
             let metadata = match self.find(&partial) {
                 Some(Found { entry, .. }) if !entry.is_dir() => {
                     return Err(CopyError::NotADirectory { path: absolute(&partial) });
                 }
                 Some(Found { written: true, .. }) => continue,
-                Some(Found { entry, .. }) => entry.metadata,
+                // What gets a new entry gets a new time, as on any file system.
+                Some(Found { entry, .. }) => {
+                    let changes =
+                        names.peek().is_none_or(|next| self.find(&partial.join(next)).is_none());
+                    let mtime = if changes { made.mtime } else { entry.metadata.mtime };
+                    Metadata { mtime, ..entry.metadata }
+                }
                 None => {
                     is_new = true;
                     made.clone()
