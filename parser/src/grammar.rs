@@ -38,8 +38,8 @@ pub(crate) enum Json {
     Strings(Vec<Token>),
     /// Valid JSON, but an element is no string: an error in a Dockerfile.
     NotStrings,
-    /// Not JSON: the text is a shell command or a list of words.
-    NotJson,
+    /// Not JSON: it is a shell command or a list of words.
+    Text,
 }
 
 /// Splits a logical line; `None` for a blank one.
@@ -90,9 +90,9 @@ pub(crate) fn list(text: &str) -> Vec<Token> {
 /// The exec form.
 pub(crate) fn json(text: &str) -> Json {
     if !text.trim_start().starts_with('[') {
-        return Json::NotJson;
+        return Json::Text;
     }
-    let Ok(mut pairs) = Grammar::parse(Rule::json, text) else { return Json::NotJson };
+    let Ok(mut pairs) = Grammar::parse(Rule::json, text) else { return Json::Text };
     let mut strings = Vec::new();
     for part in pairs.next().into_iter().flat_map(Pair::into_inner) {
         match part.as_rule() {
@@ -263,9 +263,9 @@ mod tests {
             assert_eq!(json(text), Json::NotStrings, "{text}");
         }
         for text in ["['a']", "[\"a\"", "[\"a\",]", "[\"a\"] b", "[ -f x ]", "a", "[\"\t\"]"] {
-            assert_eq!(json(text), Json::NotJson, "{text}");
+            assert_eq!(json(text), Json::Text, "{text}");
         }
         let deep = "[".repeat(100_000);
-        assert_eq!(json(&deep), Json::NotJson);
+        assert_eq!(json(&deep), Json::Text);
     }
 }

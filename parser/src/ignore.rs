@@ -243,7 +243,7 @@ impl Glob {
         let mut single = String::with_capacity(pattern.len());
         let mut escaped = false;
         for c in pattern.chars() {
-            if !(c == '*' && !escaped && single.ends_with('*') && !single.ends_with("\\*")) {
+            if c != '*' || escaped || !single.ends_with('*') || single.ends_with("\\*") {
                 single.push(c);
             }
             escaped = c == '\\' && !escaped;

@@ -143,7 +143,7 @@ impl Context<'_> {
     fn json(&self) -> Result<Option<Vec<Word>>, Diagnostic> {
         match grammar::json(self.rest()) {
             grammar::Json::Strings(tokens) => Ok(Some(self.words(tokens))),
-            grammar::Json::NotJson => Ok(None),
+            grammar::Json::Text => Ok(None),
             grammar::Json::NotStrings => Err(self
                 .error("when using JSON array syntax, arrays must be comprised of strings only")
                 .help("put every element in double quotes")),

@@ -113,9 +113,9 @@ pub fn logical_lines(source: &Source) -> (Lines, Vec<Diagnostic>) {
         if reader.directive(&line) {
             continue;
         }
-        if trimmed.starts_with('#') {
+        if let Some(comment) = trimmed.strip_prefix('#') {
             let start = line.start + (line.text.len() - trimmed.len());
-            let text = trimmed[1..].trim().to_owned();
+            let text = comment.trim().to_owned();
             if text.is_empty() {
                 comments.clear();
             } else {

@@ -139,7 +139,7 @@ pub struct Target {
     /// Its configuration.
     pub config: ImageConfig,
     /// What this Dockerfile adds to the history.
-    pub history: Vec<HistoryEntry>,
+    pub history: Vec<Arc<HistoryEntry>>,
     /// The image it starts from; `None` for scratch and contexts.
     pub base: Option<ImageKey>,
     /// SOURCE_DATE_EPOCH, seconds.

@@ -109,10 +109,8 @@ pub fn check(word: &Word) -> Result<(), Diagnostic> {
 pub fn from(word: &Word) -> Option<String> {
     let fields = fields(word).ok()?;
     let pairs = fields.iter().filter_map(|field| field.split_once('='));
-    pairs
-        .filter(|(key, _)| key.eq_ignore_ascii_case("from"))
-        .last()
-        .map(|(_, value)| value.to_owned())
+    let mut named = pairs.filter(|(key, _)| key.eq_ignore_ascii_case("from"));
+    named.next_back().map(|(_, value)| value.to_owned())
 }
 
 /// Reads a mount; `expand` replaces variables in one value.

@@ -174,6 +174,8 @@ pub fn check_round_trip(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::strategy::Strategy;
+
     use super::{check_round_trip, parse};
     use crate::source::Source;
 
@@ -261,6 +263,50 @@ mod tests {
         ] {
             check_round_trip(text);
         }
+    }
+
+    proptest::proptest! {
+        /// Whatever the pieces: no panic, and what parses prints as itself.
+        #[test]
+        fn printing_is_the_inverse_of_parsing(pieces in proptest::collection::vec(piece(), 0..12)) {
+            check_round_trip(&format!("FROM a\n{}", pieces.concat()));
+        }
+
+        #[test]
+        fn any_text_can_be_parsed(text in ".{0,200}") {
+            check_round_trip(&text);
+        }
+    }
+
+    fn piece() -> impl proptest::strategy::Strategy<Value = String> {
+        proptest::sample::select(vec![
+            "RUN a",
+            "\n",
+            " \\\n",
+            "\\",
+            "\\\\\n",
+            "# c\n",
+            "<<E",
+            "E\n",
+            "\tE\n",
+            "<<-'E'",
+            "COPY ",
+            "a b",
+            "\"",
+            "'",
+            "$x",
+            "${x:-y}",
+            "ENV a=b",
+            "[\"a\"]",
+            "\r\n",
+            "ONBUILD ",
+            " ",
+            "HEALTHCHECK CMD x",
+            "--flag=1 ",
+            "# escape=`\n",
+            "`\n",
+        ])
+        .prop_map(str::to_owned)
     }
 
     #[test]

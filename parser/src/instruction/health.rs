@@ -71,8 +71,8 @@ fn test(context: &Context<'_>, command: &str) -> Result<Vec<String>, Diagnostic>
         grammar::Json::Strings(tokens) => {
             std::iter::once("CMD".to_owned()).chain(tokens.into_iter().map(|t| t.text)).collect()
         }
-        grammar::Json::NotJson if command.is_empty() => return Err(missing()),
-        grammar::Json::NotJson => vec!["CMD-SHELL".to_owned(), command.to_owned()],
+        grammar::Json::Text if command.is_empty() => return Err(missing()),
+        grammar::Json::Text => vec!["CMD-SHELL".to_owned(), command.to_owned()],
         grammar::Json::NotStrings => {
             return Err(context
                 .error("when using JSON array syntax, arrays must be comprised of strings only"));

@@ -118,8 +118,8 @@ pub(super) fn declare_global(
 pub(super) fn proxies(build_args: &BTreeMap<String, String>) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"] {
-        let given = build_args.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
-        if let Some((_, value)) = given.last() {
+        let mut given = build_args.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        if let Some((_, value)) = given.next_back() {
             found.push((name.to_owned(), value.clone()));
             found.push((name.to_lowercase(), value.clone()));
         }

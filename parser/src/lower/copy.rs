@@ -31,7 +31,7 @@ pub(super) fn lower_copy(
 ) -> Result<(), Diagnostic> {
     let from = match &copy.from {
         None => CopyFrom::Context(stage.context("context", statement.span, graph)),
-        Some(word) => match stage.plan.from_place(word, true)? {
+        Some(word) => match stage.plan.place_of(word, true)? {
             Place::Stage(index) => {
                 CopyFrom::Snapshot(stage.stage_snapshot(index, &word.text, word.span)?)
             }

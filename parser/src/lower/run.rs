@@ -46,7 +46,10 @@ pub(super) fn lower(
         args: args.clone(),
         env: with_agent(stage, &mounts),
         proxy: std::sync::Arc::clone(&stage.proxy),
-        cwd: stage.result.config.working_dir.clone(),
+        cwd: match stage.result.config.working_dir.as_str() {
+            "" => "/".to_owned(),
+            path => path.to_owned(),
+        },
         user: stage.result.config.user.clone(),
         network,
         insecure: false,
@@ -229,7 +232,7 @@ fn files(
         return Ok((stage.part_of_folder("context", &source, word.span, graph), source));
     };
     let name = Word { text: from.clone(), span: word.span };
-    let input = match stage.plan.from_place(&name, false)? {
+    let input = match stage.plan.place_of(&name, false)? {
         Place::Stage(index) => stage.stage_snapshot(index, from, word.span).map_err(|_| {
             let target = flag.target.as_deref().unwrap_or_default();
             let message = format!(

@@ -23,7 +23,8 @@ use crate::tree::Statement;
 pub(super) struct StageResult {
     pub(super) snapshot: Input,
     pub(super) config: ImageConfig,
-    pub(super) history: Vec<HistoryEntry>,
+    /// Shared: a child stage starts with all lines of its parents.
+    pub(super) history: Vec<Arc<HistoryEntry>>,
     pub(super) base: Option<ImageKey>,
     /// What RUN and platform arguments go by.
     pub(super) platform: Platform,
@@ -155,9 +156,6 @@ impl Stage<'_, '_> {
         {
             config.env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
         }
-        if config.working_dir.is_empty() {
-            config.working_dir = "/".to_owned();
-        }
         if !matches!(self.stage.base, Place::Stage(_)) {
             for (name, value) in &self.result.config.env {
                 self.result.env.set(name, value);
@@ -281,7 +279,7 @@ impl Stage<'_, '_> {
     }
 
     pub(super) fn remember(&mut self, created_by: String, node: Option<NodeId>) {
-        self.result.history.push(HistoryEntry { created_by, node });
+        self.result.history.push(Arc::new(HistoryEntry { created_by, node }));
     }
 
     fn instruction(&mut self, statement: &Statement, graph: &mut Graph) -> Result<(), Diagnostic> {

@@ -213,7 +213,7 @@ impl<'a> Plan<'a> {
     }
 
     /// What `--from` or `from=` means: a number (COPY alone), a stage in any case, a context, an image.
-    pub(super) fn from_place(&self, word: &Word, numbers: bool) -> Result<Place, Diagnostic> {
+    pub(super) fn place_of(&self, word: &Word, numbers: bool) -> Result<Place, Diagnostic> {
         let text = &word.text;
         if numbers && let Ok(number) = text.parse::<usize>() {
             if number < self.stages.len() {
@@ -273,7 +273,7 @@ impl<'a> Plan<'a> {
         }
         for statement in stage.triggers.iter().chain(stage.statements.iter().copied()) {
             for (word, numbers) in reference_words(statement)? {
-                found.push((self.from_place(&word, numbers)?, word));
+                found.push((self.place_of(&word, numbers)?, word));
             }
         }
         Ok(found)
