@@ -313,7 +313,8 @@ mod tests {
             required: false,
             owner: (0o400, 0, 0),
         };
-        let changes: Vec<(&str, Box<dyn Fn(&mut RunOp)>)> = vec![
+        type Change = Box<dyn Fn(&mut RunOp)>;
+        let changes: Vec<(&str, Change)> = vec![
             ("args", Box::new(|op| op.args[2].push('x'))),
             ("env", Box::new(|op| op.env = Arc::new(vec![("PATH".into(), "/bin".into())]))),
             ("cwd", Box::new(|op| op.cwd = "/x".into())),

@@ -95,15 +95,8 @@ fn run_needed(
             }
             match results.recv_timeout(STOP_POLL) {
                 Ok((id, answer)) => {
-                    apply(
-                        id,
-                        answer,
-                        graph,
-                        &mut states,
-                        outcome,
-                        &options.events,
-                        &mut first_error,
-                    );
+                    let failure = apply(id, answer, graph, &mut states, outcome, &options.events);
+                    first_error = first_error.take().or(failure);
                     if first_error.is_some() {
                         failed.store(true, Ordering::SeqCst);
                     }
@@ -134,6 +127,7 @@ fn task(graph: &Graph, plan: &Plan, outcome: &Outcome, id: NodeId) -> Task {
     }
 }
 
+/// Applies an answer; gives the failure, if it is one.
 fn apply(
     id: NodeId,
     answer: Answer,
@@ -141,8 +135,7 @@ fn apply(
     states: &mut States,
     outcome: &mut Outcome,
     events: &Sender<Event>,
-    first_error: &mut Option<(NodeId, StepError)>,
-) {
+) -> Option<(NodeId, StepError)> {
     match answer {
         Ok((snapshot, status)) => {
             states.done(id, graph);
@@ -157,15 +150,17 @@ fn apply(
             );
             outcome.snapshots.insert(id, snapshot);
             outcome.statuses.insert(id, status);
+            None
         }
         Err(error) if error.kind == Kind::Cancelled => {
             states.failed(id);
             step::send(events, Event::Cancelled(id));
+            None
         }
         Err(error) => {
             states.failed(id);
             step::send(events, Event::Failed { id, error: error.clone() });
-            first_error.get_or_insert((id, error));
+            Some((id, error))
         }
     }
 }
