@@ -1,5 +1,44 @@
-//! The `kiln` command.
+//! The `kiln` command: builds OCI images from Dockerfiles. See ARCHITECTURE.md for the map.
 
 #![forbid(unsafe_code)]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    rustdoc::invalid_html_tags,
+    reason = "the documentation of options is their help text, which has brackets of its own"
+)]
 
-fn main() {}
+mod build;
+mod command;
+mod csv;
+mod exit;
+mod failure;
+mod output;
+mod progress;
+mod render;
+mod settings;
+mod signal;
+mod wire;
+
+use std::panic;
+use std::process::ExitCode;
+
+use exit::Exit;
+
+fn main() -> ExitCode {
+    panic::set_hook(Box::new(|_| {}));
+    match panic::catch_unwind(command::run) {
+        Ok(Ok(())) => Exit::Success.into(),
+        Ok(Err(failure)) => {
+            command::print_error(&format!("{failure}\n"));
+            failure.exit().into()
+        }
+        Err(cause) => {
+            let text = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| cause.downcast_ref::<String>().cloned()).unwrap_or_default();
+            command::print_error(&format!(
+                "error: this is a bug in Kiln: {text}\n  help: please report it with the Dockerfile and the output of `kiln --version`\n"
+            ));
+            Exit::Internal.into()
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The options of `kiln build`: those of `docker buildx build`, same names, same meaning.
+//! What Kiln does not do yet is refused in [`super::refused`], never ignored.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::refused::RefusedOptions;
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// `tty` on a terminal, `plain` elsewhere.
+    #[default]
+    Auto,
+    /// A live view.
+    Tty,
+    /// Plain lines.
+    Plain,
+    /// Nothing but errors.
+    Quiet,
+    /// The same as `quiet`.
+    None,
+    /// One JSON document a line.
+    Rawjson,
+}
+
+/// Build an image from a Dockerfile.
+#[derive(Args, Debug)]
+pub(crate) struct BuildOptions {
+    /// Build context: a folder, or `-` for a Dockerfile on standard input
+    #[arg(value_name = "PATH | -", default_value = ".")]
+    pub(crate) context: String,
+
+    #[command(flatten)]
+    pub(crate) input: InputOptions,
+
+    #[command(flatten)]
+    pub(crate) language: LanguageOptions,
+
+    #[command(flatten)]
+    pub(crate) result: ResultOptions,
+
+    #[command(flatten)]
+    pub(crate) execution: ExecutionOptions,
+
+    #[command(flatten)]
+    pub(crate) refused: RefusedOptions,
+}
+
+/// What is read.
+#[derive(Args, Debug)]
+pub(crate) struct InputOptions {
+    /// Name of the Dockerfile (default: PATH/Dockerfile), `-` for standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<String>,
+
+    /// Additional build context: NAME=PATH, NAME=docker-image://REF, NAME=oci-layout://PATH[:TAG|@DIGEST]
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) build_context: Vec<String>,
+
+    /// Secret for RUN --mount=type=secret: id=ID[,src=FILE|env=VARIABLE]
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) secret: Vec<String>,
+
+    /// Look for newer versions of base images
+    #[arg(long)]
+    pub(crate) pull: bool,
+}
+
+/// What changes the meaning of the Dockerfile.
+#[derive(Args, Debug)]
+pub(crate) struct LanguageOptions {
+    /// Stage to build
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+
+    /// Build argument: NAME=VALUE, or NAME for the caller's environment variable
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub(crate) build_arg: Vec<String>,
+
+    /// Label of the image
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) label: Vec<String>,
+
+    /// Target platforms, such as linux/amd64,linux/arm64
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', env = "DOCKER_DEFAULT_PLATFORM")]
+    pub(crate) platform: Vec<String>,
+
+    /// Network of RUN steps
+    #[arg(long, value_name = "default|none|host", default_value = "default")]
+    pub(crate) network: String,
+
+    /// Additional line of /etc/hosts: HOST:IP or HOST=IP
+    #[arg(long, value_name = "HOST:IP")]
+    pub(crate) add_host: Vec<String>,
+
+    /// Size of /dev/shm of RUN steps, such as 128m
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) shm_size: Option<String>,
+
+    /// Resource limit of RUN steps: NAME=SOFT[:HARD]
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) ulimit: Vec<String>,
+}
+
+/// What leaves.
+#[derive(Args, Debug)]
+pub(crate) struct ResultOptions {
+    /// Name of the image, NAME[:TAG]
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) tag: Vec<String>,
+
+    /// Output: type=oci|docker|local|tar|image|registry|cacheonly[,dest=PATH][,…], a folder, or `-`
+    #[arg(short, long, value_name = "SPEC")]
+    pub(crate) output: Vec<String>,
+
+    /// Push the image to the registry that its name says
+    #[arg(long)]
+    pub(crate) push: bool,
+
+    /// Write the digest of the image's configuration to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) iidfile: Option<PathBuf>,
+
+    /// Write facts about the result to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metadata_file: Option<PathBuf>,
+}
+
+/// How it is done.
+#[derive(Args, Debug)]
+pub(crate) struct ExecutionOptions {
+    /// Run every step anew
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+
+    /// Run every step of these stages anew
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub(crate) no_cache_filter: Vec<String>,
+
+    /// How to show progress
+    #[arg(long, value_name = "MODE", value_enum, default_value_t, env = "BUILDKIT_PROGRESS")]
+    pub(crate) progress: ProgressMode,
+
+    /// Print nothing but the digest of the image
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// How many steps run at once (default: the number of cores)
+    #[arg(short, long, value_name = "N")]
+    pub(crate) jobs: Option<std::num::NonZeroUsize>,
+}

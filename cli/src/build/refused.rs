@@ -1,0 +1,105 @@
+//! Options of `docker buildx build` that Kiln knows but does not do: each is refused with a clear
+//! sentence. An option that is accepted and does nothing would be a lie.
+
+use clap::Args;
+
+use crate::failure::Failure;
+
+/// The hidden options; every one is a reason to stop, but for values that ask for nothing.
+#[derive(Args, Debug)]
+pub(crate) struct RefusedOptions {
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "")]
+    allow: Vec<String>,
+    #[arg(long, hide = true)]
+    annotation: Vec<String>,
+    #[arg(long, hide = true)]
+    attest: Vec<String>,
+    #[arg(long, hide = true)]
+    builder: Option<String>,
+    #[arg(long, hide = true)]
+    cache_from: Vec<String>,
+    #[arg(long, hide = true)]
+    cache_to: Vec<String>,
+    #[arg(long, hide = true)]
+    call: Option<String>,
+    #[arg(long, hide = true)]
+    cgroup_parent: Option<String>,
+    #[arg(long, hide = true)]
+    check: bool,
+    #[arg(long, hide = true)]
+    isolation: Option<String>,
+    #[arg(long, hide = true)]
+    load: bool,
+    #[arg(long, hide = true)]
+    policy: Vec<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    provenance: Option<String>,
+    #[arg(long, hide = true)]
+    resource: Vec<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    sbom: Option<String>,
+    #[arg(long, hide = true)]
+    security_opt: Vec<String>,
+    #[arg(long, hide = true)]
+    squash: bool,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "default")]
+    ssh: Vec<String>,
+}
+
+impl RefusedOptions {
+    /// Refuses the first option that asks for something Kiln does not do.
+    ///
+    /// # Errors
+    /// One sentence that names the option, and a hint where there is another way.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        for (given, option, instead) in self.table() {
+            if given {
+                let failure = Failure::usage(format_args!(
+                    "option `--{option}` is not supported by this version of Kiln"
+                ));
+                return Err(if instead.is_empty() { failure } else { failure.hint(instead) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it was given, its name, what to do instead.
+    fn table(&self) -> [(bool, &'static str, &'static str); 18] {
+        [
+            (!self.allow.is_empty(), "allow", ""),
+            (!self.annotation.is_empty(), "annotation", "labels (--label) are supported"),
+            (asks(&self.attest), "attest", "images are made without attestations"),
+            (
+                self.builder.is_some(),
+                "builder",
+                "Kiln has no builder instances; leave the option out",
+            ),
+            (!self.cache_from.is_empty(), "cache-from", "the local cache is always used"),
+            (!self.cache_to.is_empty(), "cache-to", "the local cache is always written"),
+            (self.call.as_deref().is_some_and(|call| call != "build"), "call", ""),
+            (self.cgroup_parent.is_some(), "cgroup-parent", ""),
+            (self.check, "check", ""),
+            (self.isolation.as_deref().is_some_and(|i| i != "default"), "isolation", ""),
+            (
+                self.load,
+                "load",
+                "Kiln has no daemon to load into: `-o type=docker,dest=- | docker load`, or `-t NAME` for Kiln's own store",
+            ),
+            (!self.policy.is_empty(), "policy", ""),
+            (asks(self.provenance.as_slice()), "provenance", "--provenance=false is accepted"),
+            (!self.resource.is_empty(), "resource", ""),
+            (asks(self.sbom.as_slice()), "sbom", "--sbom=false is accepted"),
+            (!self.security_opt.is_empty(), "security-opt", ""),
+            (self.squash, "squash", "-o type=tar gives the flattened root file system"),
+            (!self.ssh.is_empty(), "ssh", ""),
+        ]
+    }
+}
+
+/// Whether one of the values asks for something: `--provenance=false` does not.
+fn asks<S: AsRef<str>>(values: impl IntoIterator<Item = S>) -> bool {
+    values.into_iter().any(|value| {
+        let value = value.as_ref();
+        !(matches!(value, "false" | "0") || value.contains("disabled=true"))
+    })
+}

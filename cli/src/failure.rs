@@ -1,0 +1,150 @@
+//! What a user reads when something fails: kind, message, hints. Every error of a library becomes
+//! a [`Failure`] here or in a `wire` file; only `main.rs` prints one.
+//!
+//! Style: the message is a phrase in lower case without a period; hints stand on their own lines.
+
+use std::fmt::{self, Display, Formatter};
+use std::io;
+
+use crate::exit::Exit;
+
+/// Whose fault it is; decides the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The Dockerfile, the context, an option's value, a command in a step.
+    Input,
+    /// Options that contradict each other or are not supported.
+    Usage,
+    /// Disk, kernel, network, registry.
+    Environment,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// An error on its way to the terminal.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    kind: Kind,
+    message: String,
+    hints: Vec<String>,
+    /// A drawn source excerpt. It says the message itself, so the message is not repeated.
+    excerpt: Option<String>,
+}
+
+impl Failure {
+    fn new(kind: Kind, message: impl Display) -> Self {
+        Self { kind, message: message.to_string(), hints: Vec::new(), excerpt: None }
+    }
+
+    /// The input is at fault.
+    pub(crate) fn input(message: impl Display) -> Self {
+        Self::new(Kind::Input, message)
+    }
+
+    /// The command line is at fault.
+    pub(crate) fn usage(message: impl Display) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    /// The machine, the network or a registry is at fault.
+    pub(crate) fn environment(message: impl Display) -> Self {
+        Self::new(Kind::Environment, message)
+    }
+
+    /// The user stopped the program.
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Kind::Interrupted, "interrupted")
+    }
+
+    /// An I/O error with what was tried on which thing.
+    pub(crate) fn io(operation: &str, thing: impl Display, source: &io::Error) -> Self {
+        Self::environment(format_args!("cannot {operation} `{thing}`: {}", plain_io(source)))
+    }
+
+    /// Adds a line that says what to do.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Gives a drawn source excerpt that says the message.
+    #[must_use]
+    pub(crate) fn excerpt(mut self, excerpt: String) -> Self {
+        self.excerpt = Some(excerpt);
+        self
+    }
+
+    /// The phrase alone.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The exit code that goes with it.
+    pub(crate) const fn exit(&self) -> Exit {
+        match self.kind {
+            Kind::Input => Exit::Failed,
+            Kind::Usage => Exit::Usage,
+            Kind::Environment => Exit::Environment,
+            Kind::Interrupted => Exit::Interrupted,
+        }
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match &self.excerpt {
+            Some(excerpt) => write!(f, "{}", excerpt.trim_end())?,
+            None => write!(f, "error: {}", self.message)?,
+        }
+        for hint in &self.hints {
+            write!(f, "\n  help: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The text of an I/O error without Rust's ` (os error 2)`, and the next cause where there is one.
+pub(crate) fn plain_io(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error ") {
+        Some(at) => text[..at].to_lowercase(),
+        None => text,
+    }
+}
+
+/// An error with all its causes on one line, each said once.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{Failure, plain_io};
+    use crate::exit::Exit;
+
+    #[test]
+    fn hints_stand_on_their_own_lines() {
+        let failure = Failure::input("no such stage `x`").hint("did you mean `y`?");
+        assert_eq!(failure.to_string(), "error: no such stage `x`\n  help: did you mean `y`?");
+        assert_eq!(failure.exit(), Exit::Failed);
+    }
+
+    #[test]
+    fn system_errors_lose_their_number() {
+        let error = io::Error::from_raw_os_error(2);
+        assert_eq!(plain_io(&error), "no such file or directory");
+    }
+}

@@ -1,0 +1,138 @@
+//! Where things are and how the program is set up: options, environment, configuration files and
+//! defaults, in that order. The only place that reads the environment.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::failure::Failure;
+
+/// Everything that does not come from the command line of one command.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// The store's folder.
+    pub(crate) root: PathBuf,
+    /// The merged configuration files.
+    pub(crate) config: Config,
+}
+
+/// `config.toml`: `/etc/kiln/config.toml`, then `$XDG_CONFIG_HOME/kiln/config.toml`, or the one file
+/// that `KILN_CONFIG` names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Config {
+    /// Per registry host (`host[:port]`): how to reach it.
+    pub(crate) registry: BTreeMap<String, RegistryConfig>,
+}
+
+/// How one registry host is reached.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct RegistryConfig {
+    /// Plain http instead of https.
+    pub(crate) http: bool,
+    /// Hosts that are asked first.
+    pub(crate) mirrors: Vec<String>,
+}
+
+impl Settings {
+    /// Finds the store and reads the configuration.
+    ///
+    /// # Errors
+    /// No home folder to put the store in; a configuration file that cannot be read or has an
+    /// unknown key.
+    pub(crate) fn load(root: Option<&Path>) -> Result<Self, Failure> {
+        Ok(Self { root: store_root(root)?, config: load_config()? })
+    }
+}
+
+/// `--root` (which clap also fills from `KILN_ROOT`), else `/var/lib/kiln` for root and
+/// `$XDG_DATA_HOME/kiln` for others (DESIGN.md section 3).
+fn store_root(option: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(root) = option {
+        return std::path::absolute(root).map_err(|e| Failure::io("find", root.display(), &e));
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/kiln"));
+    }
+    let data = absolute_from("XDG_DATA_HOME")
+        .or_else(|| absolute_from("HOME").map(|home| home.join(".local/share")));
+    data.map(|data| data.join("kiln")).ok_or_else(|| {
+        Failure::environment(
+            "cannot tell where the store is: neither `HOME` nor `XDG_DATA_HOME` is set",
+        )
+        .hint("name a folder with --root or KILN_ROOT")
+    })
+}
+
+fn load_config() -> Result<Config, Failure> {
+    if let Some(path) = env::var_os("KILN_CONFIG") {
+        return read_config(Path::new(&path)).and_then(|config| {
+            config.ok_or_else(|| {
+                Failure::environment(format_args!(
+                    "the file that KILN_CONFIG names does not exist: `{}`",
+                    Path::new(&path).display()
+                ))
+            })
+        });
+    }
+    let mut merged = read_config(Path::new("/etc/kiln/config.toml"))?.unwrap_or_default();
+    let user = absolute_from("XDG_CONFIG_HOME")
+        .or_else(|| absolute_from("HOME").map(|home| home.join(".config")));
+    if let Some(user) = user
+        && let Some(own) = read_config(&user.join("kiln/config.toml"))?
+    {
+        merged.registry.extend(own.registry);
+    }
+    Ok(merged)
+}
+
+fn read_config(path: &Path) -> Result<Option<Config>, Failure> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(e) => return Err(Failure::io("read", path.display(), &e)),
+    };
+    toml::from_str(&text).map(Some).map_err(|e| {
+        Failure::usage(format_args!("`{}` is not a valid configuration: {e}", path.display()))
+    })
+}
+
+/// An environment variable that holds an absolute path (the XDG base directory specification says
+/// that relative ones are to be ignored).
+fn absolute_from(name: &str) -> Option<PathBuf> {
+    env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// The value of an environment variable of the caller, as `--build-arg NAME` and `--secret
+/// id=…,env=NAME` ask for it; `None` where it is unset.
+pub(crate) fn caller_variable(name: &str) -> Option<std::ffi::OsString> {
+    env::var_os(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Config;
+
+    #[test]
+    fn a_registry_can_be_plain_http_with_mirrors() {
+        let text = "[registry.\"registry.lan:5000\"]\nhttp = true\n[registry.\"docker.io\"]\nmirrors = [\"m.lan\"]\n";
+        let config: Config = toml::from_str(text).expect("valid");
+        assert!(config.registry["registry.lan:5000"].http);
+        assert_eq!(config.registry["docker.io"].mirrors, ["m.lan"]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        assert!(toml::from_str::<Config>("[registry.x]\nhtpp = true\n").is_err());
+    }
+}

@@ -1,0 +1,10 @@
+//! One adapter a port: what the solver asks for, done by the other crates. These files rename and
+//! connect; decisions are made in the crates.
+
+pub(crate) mod config;
+pub(crate) mod copy;
+pub(crate) mod export;
+pub(crate) mod images;
+pub(crate) mod ports;
+pub(crate) mod registry;
+pub(crate) mod run;

@@ -1,0 +1,68 @@
+//! The solver's ports: COPY and WORKDIR on trees, RUN in the sandbox, images on demand.
+
+use std::collections::HashMap;
+
+use kiln_cache::{ContentDigest, LayerId, Store};
+use kiln_executor::cancel::Cancel;
+use kiln_parser::graph::{CopyOp, Graph, NodeId, Op};
+use kiln_solver::ports::{Kind, Log, Ports, StepError, StepOutput, StepRequest};
+use kiln_solver::snapshot::Snapshot;
+
+use super::copy::{self, Sources};
+use super::images::Images;
+use super::run::{self, RunContext};
+use crate::build::secrets::Secrets;
+
+/// All implementations, for one build.
+pub(crate) struct Wire<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) graph: &'a Graph,
+    pub(crate) sources: &'a Sources,
+    pub(crate) images: &'a Images,
+    pub(crate) secrets: &'a Secrets,
+    pub(crate) cancel: &'a Cancel,
+}
+
+impl Ports for Wire<'_> {
+    fn digest_sources(
+        &self,
+        copy: &CopyOp,
+        inputs: &HashMap<NodeId, Snapshot>,
+    ) -> Result<ContentDigest, StepError> {
+        copy::digest(self.store, self.graph, self.sources, copy, inputs)
+    }
+
+    fn materialise(&self, layers: &[LayerId]) -> Result<(), StepError> {
+        self.images.materialise(layers)
+    }
+
+    fn run(&self, step: &StepRequest<'_>, log: &dyn Log) -> Result<StepOutput, StepError> {
+        let draft = self.store.draft().map_err(StepError::environment)?;
+        let tree = match &step.node.op {
+            Op::Run(op) => {
+                let context =
+                    RunContext { store: self.store, secrets: self.secrets, cancel: self.cancel };
+                run::run(&context, step, op, &draft, log)?;
+                draft.scan().map_err(StepError::environment)?
+            }
+            Op::Copy(op) => {
+                let writer = draft.writer();
+                copy::copy(self.store, self.graph, self.sources, op, step, &writer)?;
+                writer.finish().map_err(StepError::environment)?
+            }
+            Op::Mkdir(op) => {
+                let writer = draft.writer();
+                copy::mkdir(self.store, op, step, &writer)?;
+                writer.finish().map_err(StepError::environment)?
+            }
+            Op::Image(_) | Op::Context { .. } | Op::Http(_) | Op::Git(_) => {
+                return Err(StepError::new(Kind::Environment, "a source is not a step"));
+            }
+        };
+        Ok(StepOutput { draft, tree })
+    }
+
+    fn stop(&self) {
+        self.cancel.cancel();
+    }
+}

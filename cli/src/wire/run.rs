@@ -1,0 +1,285 @@
+//! RUN: a node of the graph as a specification of the executor.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use kiln_cache::{CacheMount, CacheMountRequest, LayerDraft, Root, Sharing, Store};
+use kiln_executor::cancel::Cancel;
+use kiln_executor::run::{self as executor, Exit, LogSink, RunError};
+use kiln_executor::spec::{self, Limit, MountSource, MountSpec, RunSpec, Stack};
+use kiln_parser::graph::{self, Input, Mount, RunOp};
+use kiln_parser::mount;
+use kiln_solver::ports::{Kind, Log, StepError, StepRequest, Stream};
+use kiln_solver::snapshot::Snapshot;
+
+use crate::build::secrets::Secrets;
+
+/// What RUN needs besides the step.
+pub(crate) struct RunContext<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) secrets: &'a Secrets,
+    pub(crate) cancel: &'a Cancel,
+}
+
+struct Forward<'a>(&'a dyn Log);
+
+impl LogSink for Forward<'_> {
+    fn write(&self, stream: executor::Stream, data: &[u8]) {
+        let stream = match stream {
+            executor::Stream::Out => Stream::Out,
+            executor::Stream::Err => Stream::Err,
+        };
+        self.0.write(stream, data);
+    }
+}
+
+/// Runs a command; what it wrote is in the draft.
+pub(crate) fn run(
+    context: &RunContext<'_>,
+    step: &StepRequest<'_>,
+    op: &RunOp,
+    draft: &LayerDraft,
+    log: &dyn Log,
+) -> Result<(), StepError> {
+    let mut held = Vec::new();
+    let mut env = op.env.as_ref().clone();
+    env.extend(op.proxy.iter().filter(|(name, _)| !op.env.iter().any(|(n, _)| n == name)).cloned());
+    let mounts = mounts(context, step, op, &mut env, &mut held)?;
+    let scratch = draft.work_path().with_file_name("scratch");
+    std::fs::create_dir_all(&scratch).map_err(StepError::environment)?;
+    let spec = RunSpec {
+        base: stack(context.store, step.base),
+        upper: draft.fs_path().to_owned(),
+        work: draft.work_path().to_owned(),
+        scratch,
+        args: op.args.clone(),
+        env,
+        cwd: PathBuf::from(&op.cwd),
+        user: op.user.clone(),
+        network: match op.network {
+            graph::Network::Default => spec::Network::Default,
+            graph::Network::None => spec::Network::None,
+            graph::Network::Host => spec::Network::Host,
+        },
+        hostname: op.hostname.clone(),
+        hosts: hosts(op)?,
+        mounts,
+        shm_size: op.shm_size,
+        limits: op.ulimits.iter().map(limit).collect(),
+    };
+    let exit = executor::run(&spec, &Forward(log), context.cancel);
+    outcome(exit, op)
+}
+
+fn limit(limit: &graph::Ulimit) -> Limit {
+    Limit {
+        name: limit.name.clone(),
+        soft: u64::try_from(limit.soft).ok(),
+        hard: u64::try_from(limit.hard).ok(),
+    }
+}
+
+fn hosts(op: &RunOp) -> Result<Vec<(String, IpAddr)>, StepError> {
+    op.hosts
+        .iter()
+        .map(|(name, address)| {
+            let address = address.parse().map_err(|_| {
+                StepError::new(
+                    Kind::Input,
+                    format!("`{address}` is not an address for host `{name}`"),
+                )
+            })?;
+            Ok((name.clone(), address))
+        })
+        .collect()
+}
+
+/// The layer directories of a snapshot.
+pub(crate) fn stack(store: &Store, snapshot: &Snapshot) -> Stack {
+    Stack { layers: snapshot.layers.iter().map(|id| store.layer_path(id)).collect() }
+}
+
+fn outcome(exit: Result<Exit, RunError>, op: &RunOp) -> Result<(), StepError> {
+    let process = format!("process \"{}\" did not complete successfully", op.args.join(" "));
+    match exit {
+        Ok(Exit::Code(0)) => Ok(()),
+        Ok(Exit::Code(code)) => {
+            let message = format!("{process}: exit code: {code}");
+            Err(StepError { kind: Kind::Command, message, help: exit_help(code) })
+        }
+        Ok(Exit::Signal(signal)) => {
+            let name = nix::sys::signal::Signal::try_from(signal).map_or("", |s| s.as_str());
+            // Shells count a death by signal as 128 and its number; so does BuildKit.
+            let message = format!(
+                "{process}: exit code: {} (killed by signal {signal} {name})",
+                128 + signal
+            );
+            let help = (signal == libc_sigkill())
+                .then(|| "SIGKILL often means that the machine ran out of memory".to_owned());
+            Err(StepError { kind: Kind::Command, message, help })
+        }
+        Err(RunError::Cancelled) => Err(StepError::new(Kind::Cancelled, "cancelled")),
+        Err(error @ RunError::NotStarted { .. }) => {
+            let help = "the program has to be in the image, with its interpreter or loader";
+            Err(StepError {
+                kind: Kind::Command,
+                message: format!("{process}: {error}"),
+                help: Some(help.to_owned()),
+            })
+        }
+        Err(RunError::NoUser(why)) => Err(StepError {
+            kind: Kind::Input,
+            message: format!("{process}: {why}"),
+            help: Some("make the user in an earlier RUN, or give a number".to_owned()),
+        }),
+        Err(RunError::Sandbox(why)) => Err(sandbox_error(&why)),
+        Err(error @ RunError::Io(_)) => Err(StepError::environment(error)),
+    }
+}
+
+const fn libc_sigkill() -> i32 {
+    nix::sys::signal::Signal::SIGKILL as i32
+}
+
+fn exit_help(code: i32) -> Option<String> {
+    match code {
+        126 => Some("126: a program is there, but cannot be executed".to_owned()),
+        127 => Some("127: a program was not found in the image".to_owned()),
+        _ => None,
+    }
+}
+
+/// What a mount of the Dockerfile asks for in vain is the user's to mend, the rest is the machine's.
+fn sandbox_error(why: &str) -> StepError {
+    let kind = if why.contains(": not found")
+        || why.starts_with("mount /")
+        || why.contains("working directory")
+    {
+        Kind::Input
+    } else {
+        Kind::Environment
+    };
+    StepError::new(kind, format!("cannot set up the step: {why}"))
+}
+
+fn mounts(
+    context: &RunContext<'_>,
+    step: &StepRequest<'_>,
+    op: &RunOp,
+    env: &mut Vec<(String, String)>,
+    held: &mut Vec<CacheMount>,
+) -> Result<Vec<MountSpec>, StepError> {
+    let mut specs = Vec::new();
+    for mount in &op.mounts {
+        let found = match mount {
+            Mount::Bind { from, source, target, read_only } => Some(MountSpec {
+                target: target.into(),
+                source: MountSource::Layers {
+                    stack: snapshot_stack(context.store, step, *from),
+                    source: source.into(),
+                    read_only: *read_only,
+                },
+            }),
+            Mount::Cache { .. } => Some(cache(context, step, mount, held)?),
+            Mount::Tmpfs { target, size } => Some(MountSpec {
+                target: target.into(),
+                source: MountSource::Tmpfs { size: *size },
+            }),
+            Mount::Secret { .. } => secret(context, mount, env)?,
+            Mount::Ssh { id, required, .. } => {
+                if *required {
+                    let message = format!("no SSH agent {id:?} was handed to the build");
+                    return Err(StepError::new(Kind::Input, format!("ssh: {message}")));
+                }
+                None
+            }
+        };
+        specs.extend(found);
+    }
+    for script in &op.scripts {
+        let source = MountSource::File {
+            content: script.data.clone().into_bytes(),
+            owner: (0o755, 0, 0),
+            executable: true,
+        };
+        specs.push(MountSpec { target: Path::new("/dev/pipes").join(&script.name), source });
+    }
+    Ok(specs)
+}
+
+fn snapshot_stack(store: &Store, step: &StepRequest<'_>, from: Input) -> Stack {
+    match from {
+        Input::Scratch => Stack::default(),
+        Input::Node(id) => step.inputs.get(&id).map(|s| stack(store, s)).unwrap_or_default(),
+    }
+}
+
+fn secret(
+    context: &RunContext<'_>,
+    mount: &Mount,
+    env: &mut Vec<(String, String)>,
+) -> Result<Option<MountSpec>, StepError> {
+    let Mount::Secret { id, target, env: variable, required, owner } = mount else {
+        return Ok(None);
+    };
+    let value = context.secrets.get(id).map_err(|why| StepError::new(Kind::Environment, why))?;
+    if value.is_none() && *required {
+        return Err(StepError {
+            kind: Kind::Input,
+            message: format!("secret {id}: not found"),
+            help: Some(format!("hand it to the build with --secret id={id},src=FILE")),
+        });
+    }
+    if let Some(name) = variable {
+        let text = String::from_utf8_lossy(value.as_deref().unwrap_or_default()).into_owned();
+        env.retain(|(known, _)| known != name);
+        env.push((name.clone(), text));
+    }
+    let (Some(target), Some(content)) = (target, value) else { return Ok(None) };
+    let executable = owner.0 & 0o111 != 0;
+    let source = MountSource::File { content, owner: *owner, executable };
+    Ok(Some(MountSpec { target: target.into(), source }))
+}
+
+fn cache(
+    context: &RunContext<'_>,
+    step: &StepRequest<'_>,
+    mount: &Mount,
+    held: &mut Vec<CacheMount>,
+) -> Result<MountSpec, StepError> {
+    let Mount::Cache { id, target, sharing, from, source, owner, read_only, .. } = mount else {
+        return Err(StepError::new(Kind::Environment, "not a cache mount"));
+    };
+    let base = match from {
+        Input::Scratch => None,
+        Input::Node(node) => step.inputs.get(node),
+    };
+    let (mode, uid, gid) = owner.unwrap_or((0o755, 0, 0));
+    let request = CacheMountRequest {
+        id: id.clone(),
+        base: base.map(|snapshot| format!("{} {source}", snapshot.content.hex())),
+        sharing: match sharing {
+            mount::Sharing::Shared => Sharing::Shared,
+            mount::Sharing::Private => Sharing::Private,
+            mount::Sharing::Locked => Sharing::Locked,
+        },
+        // Go's os.FileMode has the sticky and set-id bits elsewhere: BuildKit drops them here.
+        mode: mode & 0o777,
+        uid,
+        gid,
+    };
+    let fill = |root: &Root| match base {
+        None => Ok(()),
+        Some(snapshot) => super::copy::fill_folder(context.store, snapshot, source, root),
+    };
+    let made = context.store.cache_mount(&request, &fill, &|| context.cancel.is_cancelled());
+    let made = made.map_err(StepError::environment)?;
+    let Some(made) = made else { return Err(StepError::new(Kind::Cancelled, "cancelled")) };
+    let source = MountSource::Folder {
+        folder: made.path().to_owned(),
+        source: "/".into(),
+        read_only: *read_only,
+    };
+    held.push(made);
+    Ok(MountSpec { target: target.into(), source })
+}

@@ -1,0 +1,9 @@
+//! Tests of the built `kiln` binary, as a user would run it. They make namespaces, so they need root.
+
+mod build;
+mod env;
+mod examples;
+mod house;
+mod outputs;
+mod processes;
+mod registry;
