@@ -8,7 +8,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
 make lint
-RUSTDOCFLAGS="-D warnings" "$cargo" doc --locked --workspace --no-deps --document-private-items --quiet
+RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" "$cargo" doc --locked --workspace --no-deps --document-private-items --quiet
 
 "$cargo" test --locked --workspace --no-fail-fast 2>&1 | tee "$log"
 

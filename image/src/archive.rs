@@ -1,6 +1,6 @@
 //! Layer archives: tar as OCI images use it, written deterministically and read without trust.
 //!
-//! - [`writer`] turns a stored layer into a blob: [`frame`] cuts it, [`entry`], [`pax`] and
+//! - [`writer`] turns a stored layer into a blob: [`frame`] cuts it, [`mod@entry`], [`pax`] and
 //!   [`whiteout`] make the bytes, [`compress`] packs frame by frame.
 //! - [`reader`] turns a stream into typed entries, within the limits of [`crate::limits`];
 //!   [`decompress`] chooses the decoder. What entries do to a file system is [`crate::unpack`]'s.
