@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use kiln_cache::Store;
 use kiln_executor::cancel::Cancel;
+use kiln_parser::graph::{Mount, Op};
 use kiln_parser::lower::Lowered;
 use kiln_solver::outcome::{Outcome, SolveError};
 use kiln_solver::{SolveOptions, solve};
@@ -29,7 +30,7 @@ use crate::wire::export::{Built, Made, full_name};
 use crate::wire::images::Images;
 use crate::wire::ports::Wire;
 use inputs::Inputs;
-use options::BuildOptions;
+use options::{BuildOptions, ProgressMode};
 use secrets::Secrets;
 use tasks::Tasks;
 
@@ -49,7 +50,9 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         Images::new(&store, inputs.contexts.clone(), settings, options.input.pull, &cancel)?;
     let images = Arc::new(images);
     let lower_options = lowering::options(options, &inputs)?;
-    let lowered = lowering::lower(&inputs, &lower_options, &images)?;
+    let warn = shows_text(options);
+    let lowered = lowering::lower(&inputs, &lower_options, &images, warn)?;
+    forget_cache_mounts(&store, &lowered)?;
     let sources = Sources::new(&store, inputs.folders()?, &images);
     let session = Session {
         store: &store,
@@ -70,6 +73,29 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     };
     let made = write_outputs(&built, &outputs, &names)?;
     report::write(options, &names, made.as_ref())
+}
+
+/// Whether people read what is told while the build runs.
+fn shows_text(options: &BuildOptions) -> bool {
+    let mode = options.execution.progress;
+    !options.execution.quiet
+        && matches!(mode, ProgressMode::Auto | ProgressMode::Plain | ProgressMode::Tty)
+}
+
+/// `--no-cache` also empties the cache mounts of the steps that it runs anew, as BuildKit does.
+fn forget_cache_mounts(store: &Store, lowered: &Lowered) -> Result<(), Failure> {
+    let mut ids = Vec::new();
+    for node in lowered.graph.ids().map(|id| lowered.graph.node(id)).filter(|node| node.no_cache) {
+        let Op::Run(run) = &node.op else { continue };
+        ids.extend(run.mounts.iter().filter_map(|mount| match mount {
+            Mount::Cache { id, .. } => Some(id.clone()),
+            _ => None,
+        }));
+    }
+    if ids.is_empty() {
+        return Ok(());
+    }
+    store.clear_cache_mounts(&ids).map_err(|e| Failure::environment(chain(&e)))
 }
 
 /// Seconds since 1970.

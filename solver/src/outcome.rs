@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use kiln_cache::StoreError;
+use kiln_cache::{Lease, StoreError};
 use kiln_parser::graph::NodeId;
 use thiserror::Error;
 
@@ -31,6 +31,8 @@ pub struct Outcome {
     pub snapshots: HashMap<NodeId, Snapshot>,
     /// How each of them came about.
     pub statuses: HashMap<NodeId, Status>,
+    /// Keeps the layers in the store for as long as the outcome lives, where a step ran.
+    pub lease: Option<Lease>,
 }
 
 /// Why a graph could not be solved. Steps that succeeded until then are in the store.

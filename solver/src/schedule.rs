@@ -109,7 +109,10 @@ fn run_needed(
     match first_error {
         Some((id, error)) => Err(SolveError::Step { id, error }),
         None if options.interrupted.load(Ordering::SeqCst) => Err(SolveError::Interrupted),
-        None => Ok(()),
+        None => {
+            outcome.lease = Some(lease);
+            Ok(())
+        }
     }
 }
 

@@ -130,15 +130,19 @@ fn ulimit(text: &str) -> Result<Ulimit, Failure> {
     Ok(Ulimit { name: name.to_owned(), soft: number(soft)?, hard: number(hard)? })
 }
 
-/// Parses and lowers; asks for images until all are known.
+/// Parses and lowers; asks for images until all are known. Warnings are shown where `warn` says so.
 pub(super) fn lower(
     inputs: &Inputs,
     options: &LowerOptions,
     images: &Images,
+    warn: bool,
 ) -> Result<Lowered, Failure> {
     let (dockerfile, diagnostics) = tree::parse(&inputs.source);
     if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
         return Err(broken(inputs, &diagnostics));
+    }
+    if !diagnostics.is_empty() && warn {
+        crate::command::print_error(&format!("{}\n\n", draw(inputs, &diagnostics)));
     }
     check_syntax(&dockerfile)?;
     let mut known = Known::new();

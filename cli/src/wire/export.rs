@@ -41,13 +41,15 @@ pub(crate) struct Built<'a> {
 }
 
 /// What an image output made.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Made {
     /// Manifest, or index of several platforms.
     pub(crate) root: Descriptor,
     /// The configuration, where there is one platform.
     pub(crate) config: Option<Descriptor>,
     pub(crate) created: Option<String>,
+    /// Keeps the blobs in the store until they are handed out.
+    _held: Vec<Exported>,
 }
 
 impl Built<'_> {
@@ -74,7 +76,7 @@ impl Built<'_> {
             };
             exported.push(self.platform_image(target, &options)?);
         }
-        self.join(&exported, compression, !output.oci_media_types)
+        self.join(exported, compression, !output.oci_media_types)
     }
 
     fn platform_image(&self, target: &Target, options: &ImageOptions) -> Result<Exported, Failure> {
@@ -136,25 +138,19 @@ impl Built<'_> {
 
     fn join(
         &self,
-        exported: &[Exported],
+        exported: Vec<Exported>,
         compression: Compression,
         docker: bool,
     ) -> Result<Made, Failure> {
-        if let ([only], false) = (exported, self.multi_platform) {
-            return Ok(Made {
-                root: only.manifest.clone(),
-                config: Some(only.config.clone()),
-                created: only.created.clone(),
-            });
+        let created = exported.first().and_then(|image| image.created.clone());
+        if let ([only], false) = (exported.as_slice(), self.multi_platform) {
+            let (root, config) = (only.manifest.clone(), Some(only.config.clone()));
+            return Ok(Made { root, config, created, _held: exported });
         }
         let options = ImageOptions { compression, docker_types: docker, ..ImageOptions::default() };
-        let root = build_index(self.store, exported, BTreeMap::new(), &options)
+        let root = build_index(self.store, &exported, BTreeMap::new(), &options)
             .map_err(|e| failure(&e))?;
-        Ok(Made {
-            root,
-            config: None,
-            created: exported.first().and_then(|image| image.created.clone()),
-        })
+        Ok(Made { root, config: None, created, _held: exported })
     }
 
     /// Writes one output; gives the image where it was one.

@@ -121,9 +121,13 @@ impl Images {
         }
     }
 
-    /// An image of the store, else one of a registry.
+    /// An image of the store, else one of a registry; with `--pull` what the registry says now.
     fn reference(&self, name: &str, platform: &Platform) -> Result<Resolved, Failure> {
         let reference: Reference = name.parse().map_err(|e| Failure::input(chain(&e)))?;
+        if self.pull == Pull::Always {
+            let found = self.sources.resolve_registry(&reference, platform, self.pull);
+            return found.map_err(|e| failure(&e));
+        }
         match self.sources.resolve_stored(&reference.to_string(), platform) {
             Err(SourceError::NotStored { .. }) => self
                 .sources

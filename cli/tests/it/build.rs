@@ -34,6 +34,29 @@ fn a_step_that_made_the_same_files_keeps_what_follows() {
 }
 
 #[test]
+fn no_cache_empties_cache_mounts() {
+    let world = World::new();
+    let text = "FROM busybox\nARG N\nRUN --mount=type=cache,id=c,target=/c echo x >> /c/f && wc -l < /c/f\n";
+    world.busybox().file("Dockerfile", text);
+    let lines = |args: &[&str], expect: &str| {
+        let built = world.build(args).ok();
+        assert!(built.err.lines().any(|line| line.ends_with(expect)), "{expect:?}: {}", built.err);
+    };
+    lines(&["--build-arg", "N=1"], " 1");
+    lines(&["--build-arg", "N=2"], " 2");
+    lines(&["--no-cache", "--build-arg", "N=2"], " 1");
+}
+
+#[test]
+fn warnings_are_shown_with_their_place() {
+    let world = World::new();
+    world.busybox().file("Dockerfile", "FROM busybox\nRUN echo a \\\n\n  b\n");
+    let built = world.build(&[]).ok();
+    assert!(built.err.contains("warning: Empty continuation line"), "{}", built.err);
+    assert!(built.err.contains("Dockerfile:3:1"), "{}", built.err);
+}
+
+#[test]
 fn a_failing_step_shows_place_reason_and_output() {
     let world = World::new();
     world.busybox().file("Dockerfile", "FROM busybox\nRUN echo told && false\n");
