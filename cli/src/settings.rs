@@ -113,6 +113,31 @@ fn absolute_from(name: &str) -> Option<PathBuf> {
     env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
+/// The proxies that Docker's command line hands to every build: `proxies.default` of its
+/// `config.json` (Docker's manual, "Configure the Docker client to use a proxy server"). A file
+/// that cannot be read is the credentials' business to complain of.
+pub(crate) fn docker_proxies() -> Vec<(String, String)> {
+    let folder = absolute_from("DOCKER_CONFIG")
+        .or_else(|| absolute_from("HOME").map(|home| home.join(".docker")));
+    let text = folder.and_then(|folder| std::fs::read_to_string(folder.join("config.json")).ok());
+    text.map(|text| proxies_of(&text)).unwrap_or_default()
+}
+
+fn proxies_of(text: &str) -> Vec<(String, String)> {
+    const KEYS: [(&str, &str); 5] = [
+        ("httpProxy", "HTTP_PROXY"),
+        ("httpsProxy", "HTTPS_PROXY"),
+        ("ftpProxy", "FTP_PROXY"),
+        ("noProxy", "NO_PROXY"),
+        ("allProxy", "ALL_PROXY"),
+    ];
+    let document: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    let default = &document["proxies"]["default"];
+    KEYS.iter()
+        .filter_map(|(key, name)| Some(((*name).to_owned(), default[*key].as_str()?.to_owned())))
+        .collect()
+}
+
 /// The value of an environment variable of the caller, as `--build-arg NAME` and `--secret
 /// id=…,env=NAME` ask for it; `None` where it is unset.
 pub(crate) fn caller_variable(name: &str) -> Option<std::ffi::OsString> {
@@ -121,7 +146,7 @@ pub(crate) fn caller_variable(name: &str) -> Option<std::ffi::OsString> {
 
 #[cfg(test)]
 mod tests {
-    use super::Config;
+    use super::{Config, proxies_of};
 
     #[test]
     fn a_registry_can_be_plain_http_with_mirrors() {
@@ -129,6 +154,14 @@ mod tests {
         let config: Config = toml::from_str(text).expect("valid");
         assert!(config.registry["registry.lan:5000"].http);
         assert_eq!(config.registry["docker.io"].mirrors, ["m.lan"]);
+    }
+
+    #[test]
+    fn dockers_proxies_are_read() {
+        let text = r#"{"proxies":{"default":{"httpProxy":"http://p:1","noProxy":"a"}}}"#;
+        let expect = [("HTTP_PROXY", "http://p:1"), ("NO_PROXY", "a")];
+        assert_eq!(proxies_of(text), expect.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        assert!(proxies_of("no JSON").is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::options::{BuildOptions, LanguageOptions};
 use super::values::{self, ContextValue};
 use crate::failure::Failure;
 use crate::render;
-use crate::settings::caller_variable;
+use crate::settings::{caller_variable, docker_proxies};
 use crate::wire::images::Images;
 
 /// How the command line changes the meaning of the Dockerfile.
@@ -51,7 +51,7 @@ pub(super) fn options(options: &BuildOptions, inputs: &Inputs) -> Result<LowerOp
 }
 
 fn build_args(language: &LanguageOptions) -> Result<BTreeMap<String, String>, Failure> {
-    let mut args = BTreeMap::new();
+    let mut args: BTreeMap<String, String> = docker_proxies().into_iter().collect();
     if let Some(epoch) = caller_variable("SOURCE_DATE_EPOCH") {
         args.insert("SOURCE_DATE_EPOCH".to_owned(), epoch.to_string_lossy().into_owned());
     }
@@ -62,10 +62,16 @@ fn build_args(language: &LanguageOptions) -> Result<BTreeMap<String, String>, Fa
             None => caller_variable(&name).map(|value| value.to_string_lossy().into_owned()),
         };
         if let Some(value) = value {
+            // A proxy that is given in either spelling replaces the configured one.
+            args.retain(|known, _| !known.eq_ignore_ascii_case(&name) || !is_proxy(known));
             args.insert(name, value);
         }
     }
     Ok(args)
+}
+
+fn is_proxy(name: &str) -> bool {
+    name.to_ascii_uppercase().ends_with("_PROXY")
 }
 
 fn labels(language: &LanguageOptions) -> Result<BTreeMap<String, String>, Failure> {
