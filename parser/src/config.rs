@@ -36,13 +36,3 @@ pub struct ImageConfig {
 
 /// Where programs are looked for when an image does not say.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-impl ImageConfig {
-    /// Sets an environment variable; one that is there keeps its place.
-    pub fn set_env(&mut self, name: &str, value: &str) {
-        match self.env.iter_mut().find(|(known, _)| known == name) {
-            Some((_, old)) => value.clone_into(old),
-            None => self.env.push((name.to_owned(), value.to_owned())),
-        }
-    }
-}

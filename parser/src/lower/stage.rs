@@ -1,5 +1,6 @@
 //! One stage: its instructions in order, each changing the state or adding a node.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::args::{self, Variables, expand_word};
@@ -42,6 +43,8 @@ pub(super) struct Stage<'p, 'a> {
     pub(super) done: &'p [Option<StageResult>],
     pub(super) result: StageResult,
     pub(super) proxy: Arc<Vec<(String, String)>>,
+    /// Where each variable stands in the configuration's environment.
+    env_places: HashMap<String, usize>,
     cmd_set: bool,
     steps_total: usize,
     steps_done: usize,
@@ -63,6 +66,7 @@ pub(super) fn lower_stage(
         done,
         result: empty_result(plan, stage),
         proxy: Arc::new(args::proxies(&plan.options.build_args)),
+        env_places: HashMap::new(),
         cmd_set: false,
         steps_total: steps_total(stage),
         steps_done: 0,
@@ -156,6 +160,8 @@ impl Stage<'_, '_> {
         {
             config.env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
         }
+        let places = self.result.config.env.iter().enumerate();
+        self.env_places = places.map(|(at, (name, _))| (name.clone(), at)).collect();
         if !matches!(self.stage.base, Place::Stage(_)) {
             for (name, value) in &self.result.config.env {
                 self.result.env.set(name, value);
@@ -387,10 +393,22 @@ impl Stage<'_, '_> {
         for (name, value) in values {
             text.push_str(&format!(" {name}={value}"));
             self.result.env.set(&name, &value);
-            self.result.config.set_env(&name, &value);
+            self.set_config_env(name, value);
         }
         self.remember(text, None);
         Ok(())
+    }
+
+    /// A variable that is there keeps its place.
+    fn set_config_env(&mut self, name: String, value: String) {
+        let env = &mut self.result.config.env;
+        match self.env_places.get(&name) {
+            Some(&at) => env[at].1 = value,
+            None => {
+                self.env_places.insert(name.clone(), env.len());
+                env.push((name, value));
+            }
+        }
     }
 
     fn label(&mut self, pairs: &[Pair]) -> Result<(), Diagnostic> {
