@@ -332,10 +332,10 @@ fn says_what_cannot_be_copied() {
     };
     check("/t", "dir", "cannot replace to directory /t/one with file", "`/t/one`");
     check("/d", "a", "cannot replace to directory /d/a with file", "`/d/a`");
-    check("/s", "dir", "cannot copy to non-directory: /s/sub", "`/s/sub`");
-    check("/file", "dir", "cannot copy to non-directory: /file", "`/file`");
-    check("/file/", "a", "cannot copy to non-directory: /file", "`/file`");
-    check("/file/x", "a", "cannot copy to non-directory: /file", "`/file`");
+    check("/s", "dir", "cannot copy to non-directory: /s/sub is not a directory", "`/s/sub`");
+    check("/file", "dir", "cannot copy to non-directory: /file is not a directory", "`/file`");
+    check("/file/", "a", "cannot copy to non-directory: /file is not a directory", "`/file`");
+    check("/file/x", "a", "cannot copy to non-directory: /file is not a directory", "`/file`");
     check("/x", "dir/sub/tow", "\"/dir/sub/tow\": not found", "`dir/sub/two`");
     check("/x", "Dir/one", "\"/Dir/one\": not found", "`dir/one`");
     check("/x", "a/b", "\"/a/b\": not found", "context");
@@ -503,7 +503,7 @@ fn makes_directories() {
     let expect = ["/opt 711 7:7 dir", "/opt/a 755 1:2 dir", "/opt/a/b 755 1:2 dir"];
     assert_eq!(make("/link/a/b").expect("made"), lines(&expect));
     let error = make("/file/x").unwrap_err();
-    assert_eq!(error.to_string(), "cannot copy to non-directory: /file");
+    assert_eq!(error.to_string(), "cannot copy to non-directory: /file is not a directory");
 }
 
 #[test]
