@@ -185,18 +185,24 @@ impl<'a> Reader<'a> {
     /// Joins continuation lines and takes the heredocs behind them.
     fn logical(&mut self, first: &Physical<'a>, comments: Vec<Comment>) -> Option<LogicalLine> {
         let escape = self.directives.escape();
-        let indent = first.text.len() - first.text.trim_start().len();
         let mut line = LogicalLine {
             text: String::new(),
-            span: Span::new(first.start + indent, first.start + first.text.len()),
+            span: Span::new(0, 0),
             comments,
             heredocs: Vec::new(),
             pieces: Vec::new(),
         };
         let mut blank_lines = Vec::new();
-        let mut current = Some((&first.text[indent..], first.start + indent));
-        while let Some((text, start)) = current {
+        let mut current = Some((first.text, first.start));
+        while let Some((mut text, mut start)) = current {
+            if line.text.is_empty() {
+                start += text.len() - text.trim_start().len();
+                text = text.trim_start();
+            }
             let body = continued(text, escape);
+            if line.pieces.is_empty() {
+                line.span = Span::new(start, start);
+            }
             line.pieces.push((line.text.len(), start));
             line.text.push_str(body.unwrap_or(text));
             line.span.end = Span::new(0, start + text.len()).end;
@@ -214,8 +220,7 @@ impl<'a> Reader<'a> {
         if line.text.trim().is_empty() {
             return None;
         }
-        self.heredocs(&mut line, escape);
-        Some(line)
+        self.heredocs(&mut line, escape).then_some(line)
     }
 
     /// The next line of a continued instruction: comments inside it vanish, blank lines as well.
@@ -231,7 +236,8 @@ impl<'a> Reader<'a> {
         None
     }
 
-    fn heredocs(&mut self, line: &mut LogicalLine, escape: char) {
+    /// Takes the documents that the line announces; false where one has no end.
+    fn heredocs(&mut self, line: &mut LogicalLine, escape: char) -> bool {
         for mark in heredoc_marks(&line.text, escape) {
             let start = self.physical.get(self.next).map_or(line.span.end as usize, |l| l.start);
             let mut content = String::new();
@@ -249,18 +255,19 @@ impl<'a> Reader<'a> {
                 let help = format!("end the document with a line `{}`", mark.name);
                 self.diagnostics
                     .push(Diagnostic::error(line.span, "unterminated heredoc").help(help));
-                return;
+                return false;
             };
             let span = Span::new(start, end);
             line.span.end = span.end;
             line.heredocs.push(Heredoc { content, span, ..mark });
         }
+        true
     }
 }
 
 /// The line without its continuation mark, where it has one: the escape character at the end of the
 /// line, blanks behind it allowed, no other escape character before it.
-fn continued(line: &str, escape: char) -> Option<&str> {
+pub(crate) fn continued(line: &str, escape: char) -> Option<&str> {
     let body = line.trim_end_matches([' ', '\t']).strip_suffix(escape)?;
     (!body.ends_with(escape)).then_some(body)
 }

@@ -7,7 +7,7 @@ use crate::diagnostic::{Diagnostic, Severity};
 use crate::directive::Directive;
 use crate::grammar;
 use crate::instruction::{self, Instruction, Word};
-use crate::lines::{Comment, Heredoc, LogicalLine, logical_lines};
+use crate::lines::{Comment, Heredoc, LogicalLine, continued, logical_lines};
 use crate::source::{Source, Span};
 
 /// A whole file.
@@ -45,12 +45,6 @@ pub fn parse(source: &Source) -> (Dockerfile, Vec<Diagnostic>) {
     let (lines, mut diagnostics) = logical_lines(source);
     let mut statements = Vec::with_capacity(lines.lines.len());
     for line in lines.lines {
-        let broken = diagnostics
-            .iter()
-            .any(|d| d.severity == Severity::Error && d.span.is_some_and(|span| span == line.span));
-        if broken {
-            continue;
-        }
         match statement(line, lines.escape) {
             Ok(statement) => statements.push(statement),
             Err(diagnostic) => diagnostics.push(diagnostic),
@@ -129,18 +123,23 @@ impl fmt::Display for Dockerfile {
             writeln!(f, "# {}={}", directive.name, directive.value)?;
         }
         for statement in &self.statements {
-            write!(f, "{statement}")?;
+            statement.print(f, self.escape)?;
         }
         Ok(())
     }
 }
 
-impl fmt::Display for Statement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Statement {
+    fn print(&self, f: &mut fmt::Formatter<'_>, escape: char) -> fmt::Result {
         for comment in &self.comments {
             writeln!(f, "# {}", comment.text)?;
         }
-        writeln!(f, "{}", self.text)?;
+        f.write_str(&self.text)?;
+        // Only the last line of a file can end so: a continuation that nothing follows.
+        if continued(&self.text, escape).is_some() {
+            write!(f, "{escape}")?;
+        }
+        writeln!(f)?;
         for document in &self.heredocs {
             write!(f, "{}", document.content)?;
             writeln!(f, "{}", document.name)?;
@@ -260,6 +259,8 @@ mod tests {
             "\u{feff}FROM a\n#c\nENV a='b c' d=\\\\\n",
             "FROM a\nRUN a \\",
             "FROM a\nRUN x\\\n\\\\\n",
+            "FROM a\nENV a=b\\ \\\n",
+            "FROM a\n \\\n ENV a=b",
         ] {
             check_round_trip(text);
         }
