@@ -143,8 +143,12 @@ fn bury(tmp: &Root) -> io::Result<Vec<PathBuf>> {
         }
         if is_dead(tmp, name)? {
             let buried = PathBuf::from(format!("{DEAD}{}", name.display()));
-            tmp.rename(name, tmp, &buried)?;
-            dead.push(buried);
+            match tmp.rename(name, tmp, &buried) {
+                Ok(()) => dead.push(buried),
+                // A process that ends removes its own folder, without the lock.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(dead)

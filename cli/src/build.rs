@@ -1,5 +1,7 @@
 //! `kiln build`: from the command line to the outputs.
 
+mod engine;
+mod fetched;
 mod inputs;
 mod lowering;
 pub(crate) mod options;
@@ -18,21 +20,19 @@ use kiln_cache::Store;
 use kiln_executor::cancel::Cancel;
 use kiln_parser::graph::{Mount, Op};
 use kiln_parser::lower::Lowered;
-use kiln_solver::outcome::{Outcome, SolveError};
-use kiln_solver::{SolveOptions, solve};
+use kiln_solver::outcome::SolveError;
 
 use crate::failure::{Failure, chain};
 use crate::output::{Destination, Output, OutputKind};
-use crate::progress;
 use crate::settings::{Settings, caller_variable};
 use crate::wire::copy::Sources;
 use crate::wire::export::{Built, Made, full_name};
 use crate::wire::images::Images;
-use crate::wire::ports::Wire;
+use crate::wire::remote::Remotes;
+use engine::Engine;
 use inputs::Inputs;
 use options::{BuildOptions, ProgressMode};
 use secrets::Secrets;
-use tasks::Tasks;
 
 /// Builds.
 ///
@@ -42,26 +42,32 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     options.refused.check()?;
     let outputs = outputs(options)?;
     let names = names(options)?;
-    let secrets = Secrets::parse(&options.input.secret, caller_variable)?;
-    let inputs = Inputs::read(options)?;
+    let secrets = Arc::new(Secrets::parse(&options.input.secret, caller_variable)?);
+    let contexts = inputs::named_contexts(options)?;
     let store = Store::open(&settings.root).map_err(|e| Failure::environment(chain(&e)))?;
     let cancel = Cancel::new().map_err(|e| Failure::io("make", "an event descriptor", &e))?;
-    let images =
-        Images::new(&store, inputs.contexts.clone(), settings, options.input.pull, &cancel)?;
+    let interrupted = interrupt_flag(&cancel)?;
+    let images = Images::new(&store, contexts.clone(), settings, options.input.pull, &cancel)?;
     let images = Arc::new(images);
+    let remotes = Arc::new(Remotes::new(&store, &images, &secrets, None, &cancel));
+    let engine = Engine {
+        options,
+        store: &store,
+        images: &images,
+        remotes: &remotes,
+        secrets: &secrets,
+        cancel: &cancel,
+        interrupted: &interrupted,
+    };
+    let inputs = Inputs::read(options, contexts, &engine)?;
     let lower_options = lowering::options(options, &inputs)?;
     let warn = shows_text(options);
     let lowered = lowering::lower(&inputs, &lower_options, &images, warn)?;
     forget_cache_mounts(&store, &lowered)?;
-    let sources = Sources::new(&store, inputs.folders()?, &images);
-    let session = Session {
-        store: &store,
-        images: &images,
-        sources: &sources,
-        secrets: &secrets,
-        cancel: &cancel,
-    };
-    let outcome = session.solve(options, &inputs, &lowered)?;
+    let sources = Sources::new(&store, inputs.folders()?, &remotes);
+    let targets = lowering::target_nodes(&lowered);
+    let (solved, logs) = engine.solve(&lowered.graph, &targets, &sources)?;
+    let outcome = solved.map_err(|error| solve_failure(&error, &inputs, &lowered, &logs))?;
     let built = Built {
         store: &store,
         images: &images,
@@ -155,52 +161,6 @@ fn write_outputs(
         made = built.write(output, &all)?.or(made);
     }
     Ok(made)
-}
-
-/// What solving needs.
-struct Session<'a> {
-    store: &'a Store,
-    images: &'a Images,
-    sources: &'a Sources,
-    secrets: &'a Secrets,
-    cancel: &'a Cancel,
-}
-
-impl Session<'_> {
-    fn solve(
-        &self,
-        options: &BuildOptions,
-        inputs: &Inputs,
-        lowered: &Lowered,
-    ) -> Result<Outcome, Failure> {
-        let interrupted = interrupt_flag(self.cancel)?;
-        let wire = Wire {
-            store: self.store,
-            graph: &lowered.graph,
-            sources: self.sources,
-            images: self.images,
-            secrets: self.secrets,
-            cancel: self.cancel,
-        };
-        let view = progress::view(options.execution.progress, options.execution.quiet);
-        let (events, happenings) = crossbeam_channel::unbounded();
-        let jobs = options.execution.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get);
-        let targets = lowering::target_nodes(lowered);
-        let solve_options = SolveOptions { jobs, events, interrupted: interrupted.as_ref() };
-        let graph = &lowered.graph;
-        let (solved, tasks) = std::thread::scope(|scope| {
-            let shown = scope.spawn(move || Tasks::new(graph, view).follow(&happenings));
-            let solved = solve(graph, &targets, self.store, &wire, &solve_options);
-            drop(solve_options);
-            (solved, shown.join())
-        });
-        let logs = tasks.map_err(|_| Failure::environment("the progress view failed"))?;
-        solved.map_err(|error| solve_failure(&error, inputs, lowered, &logs))
-    }
-}
-
-fn default_jobs() -> usize {
-    std::thread::available_parallelism().map_or(4, std::num::NonZeroUsize::get).max(4)
 }
 
 fn interrupt_flag(cancel: &Cancel) -> Result<Arc<AtomicBool>, Failure> {

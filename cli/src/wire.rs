@@ -7,4 +7,5 @@ pub(crate) mod export;
 pub(crate) mod images;
 pub(crate) mod ports;
 pub(crate) mod registry;
+pub(crate) mod remote;
 pub(crate) mod run;

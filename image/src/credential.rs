@@ -37,6 +37,13 @@ impl Secret {
         Self(text.into())
     }
 
+    /// `Basic` authorization (RFC 7617) with a name and a password.
+    #[must_use]
+    pub fn basic(name: &[u8], password: &[u8]) -> Self {
+        let pair = [name, b":", password].concat();
+        Self(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)))
+    }
+
     /// The text itself.
     #[must_use]
     pub fn expose(&self) -> &str {

@@ -6,7 +6,6 @@
 
 use std::io::{self, Read, Write};
 
-use base64::Engine;
 use flate2::read::MultiGzDecoder;
 use kiln_cache::{Digest, Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -105,6 +104,14 @@ pub struct Download {
     etag: Option<String>,
 }
 
+impl Download {
+    /// A file that is a blob of the store already and came from no server.
+    #[must_use]
+    pub const fn stored(digest: Digest, size: u64) -> Self {
+        Self { digest, size, last_modified: None, etag: None }
+    }
+}
+
 /// Downloads a URL into the store, or finds that it is there already.
 ///
 /// # Errors
@@ -174,9 +181,7 @@ fn address(request: &HttpRequest) -> Result<(Uri, Option<Secret>), HttpError> {
     Origin::of(&uri).ok_or_else(bad)?;
     let from_url = user.map(|user| {
         let (name, password) = user.split_once(':').unwrap_or((user, ""));
-        let pair = [unescape(name), b":".to_vec(), unescape(password)].concat();
-        let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
-        Secret::new(format!("Basic {encoded}"))
+        Secret::basic(&unescape(name), &unescape(password))
     });
     Ok((uri, request.authorization.clone().or(from_url)))
 }

@@ -7,6 +7,7 @@ pub mod config;
 pub mod credential;
 pub mod export;
 mod flatten;
+pub mod git;
 pub mod history;
 pub mod http;
 pub mod import;

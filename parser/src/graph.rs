@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use petgraph::graph::{DiGraph, NodeIndex};
 
+use crate::git::GitRef;
 use crate::mount::Sharing;
 use crate::platform::Platform;
 use crate::source::Span;
@@ -79,8 +80,8 @@ pub enum Op {
     },
     /// A file from the network.
     Http(HttpOp),
-    /// A git checkout.
-    Git(GitOp),
+    /// A git checkout; which commit that is, is found out when the build begins.
+    Git(GitRef),
     /// A command.
     Run(Box<RunOp>),
     /// Files into a new layer.
@@ -108,17 +109,6 @@ pub struct HttpOp {
     /// What the file is called.
     pub filename: String,
     /// `sha256:…` that the body must have.
-    pub checksum: Option<String>,
-}
-
-/// `ADD https://….git#ref`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct GitOp {
-    /// The source as written.
-    pub url: String,
-    /// `--keep-git-dir`.
-    pub keep_git_dir: Option<bool>,
-    /// A commit, or the beginning of one, that must be met.
     pub checksum: Option<String>,
 }
 
@@ -303,7 +293,7 @@ pub enum CopyFrom {
     Snapshot(Input),
     /// A context node.
     Context(NodeId),
-    /// An http or git node.
+    /// An http node.
     Remote(NodeId),
     /// A heredoc.
     Inline(InlineFile),

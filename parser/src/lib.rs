@@ -19,6 +19,7 @@ pub mod diagnostic;
 pub mod directive;
 pub mod duration;
 pub mod expand;
+pub mod git;
 mod grammar;
 pub mod graph;
 pub mod ignore;

@@ -8,25 +8,40 @@ mod run;
 mod stage;
 mod stages;
 
+pub use stage::context_node;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::config::ImageConfig;
 use crate::diagnostic::{Diagnostic, Severity};
-use crate::graph::{Graph, ImageKey, Input, Network, NodeId, Ulimit};
+use crate::git::GitRef;
+use crate::graph::{Graph, HttpOp, ImageKey, Input, Network, NodeId, Ulimit};
 use crate::platform::Platform;
 use crate::source::Span;
 use crate::tree::Dockerfile;
 
-/// What a named context is, as far as the language cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a context is, as far as the language cares.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NamedContext {
-    /// A folder.
+    /// A folder of the caller.
+    #[default]
     Local,
+    /// A checkout.
+    Git(GitRef),
+    /// A file from the network or from standard input.
+    File {
+        /// The file.
+        file: HttpOp,
+        /// It is an archive, and its content is the context.
+        unpack: bool,
+    },
     /// An image, in a registry, a layout or the store.
     Image,
     /// The empty image (`docker-image://scratch`).
     Scratch,
+    /// A stage of the Dockerfile (`target:NAME`), in lower case.
+    Stage(String),
 }
 
 /// Which steps are run anew.
@@ -54,6 +69,8 @@ pub struct LowerOptions {
     pub build_platform: Platform,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
+    /// The main context.
+    pub context: NamedContext,
     /// `--build-context`, names in lower case.
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// `--no-cache`, `--no-cache-filter`.
@@ -76,6 +93,7 @@ impl Default for LowerOptions {
             platforms: Vec::new(),
             build_platform: Platform::host(),
             labels: BTreeMap::new(),
+            context: NamedContext::Local,
             named_contexts: BTreeMap::new(),
             no_cache: NoCache::Nothing,
             network: Network::Default,

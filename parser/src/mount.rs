@@ -270,7 +270,7 @@ fn sharing(value: &str, word: &Word) -> Result<Sharing, Diagnostic> {
 }
 
 /// Go's `strconv.ParseBool`.
-fn boolean(value: &str) -> Option<bool> {
+pub(crate) fn boolean(value: &str) -> Option<bool> {
     match value {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),

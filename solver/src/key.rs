@@ -7,6 +7,7 @@
 //! | RUN | arguments, environment in order, directory, user, host name, names of extra hosts, network, limits, /dev/shm, platform; mounts: kind, target, access, source path; id and sharing of a cache only where it is the default; id, target and owner of secrets | addresses of extra hosts, proxies, secret values, content of cache mounts |
 //! | COPY, ADD | destination, owner, mode, link, parents, excludes, the selected files (relative names and content), names and content of heredocs | paths of the context on this machine, times, owners of context files |
 //! | WORKDIR | path, user, epoch | |
+//! | git | commit, folder, submodules, times; address and reference where `.git` stays | address, reference |
 //!
 //! In the *definition key* inputs count by their definition keys, in the *content key* by their
 //! content. Files of a context count by content in both, and so does what COPY takes from a
@@ -18,6 +19,7 @@
 use std::collections::HashMap;
 
 use kiln_cache::{ContentDigest, Key};
+use kiln_parser::git::GitRef;
 use kiln_parser::graph::{Chmod, CopyFrom, CopyOp, Input, MkdirOp, Mount, Node, NodeId, Op, RunOp};
 
 /// Changes whenever the meaning of a key does; old records are then never found again.
@@ -125,10 +127,26 @@ fn write(
                 parts.text("layer", diff_id);
             }
         }
-        Op::Context { .. } | Op::Http(_) | Op::Git(_) => parts.text("operation", "source"),
+        Op::Context { .. } | Op::Http(_) => parts.text("operation", "source"),
+        Op::Git(git) => write_git(git, selected, parts),
         Op::Run(run) => write_run(run, inputs, parts),
         Op::Copy(copy) => write_copy(copy, inputs, selected, parts),
         Op::Mkdir(mkdir) => write_mkdir(mkdir, inputs, parts),
+    }
+}
+
+/// The reference itself is not in the key: the commit that it is now is.
+fn write_git(git: &GitRef, selected: Option<&ContentDigest>, parts: &mut dyn Parts) {
+    parts.text("operation", "git");
+    parts.text("folder", &git.subdir);
+    parts.text("submodules", if git.skip_submodules { "no" } else { "yes" });
+    parts.text("times", if git.commit_times { "commit" } else { "checkout" });
+    if git.keep_git_dir {
+        // What is in .git says where it came from.
+        parts.text("keep", &format!("{}#{}", git.remote, git.reference));
+    }
+    if let Some(selected) = selected {
+        parts.text("commit", &selected.hex());
     }
 }
 

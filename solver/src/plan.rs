@@ -19,7 +19,7 @@ pub(crate) struct Plan {
     pub(crate) reachable: Vec<NodeId>,
     /// Definition keys.
     pub(crate) definitions: HashMap<NodeId, Key>,
-    /// Identity of the context files that a COPY reads.
+    /// Identity of the context files that a COPY reads, and of git sources.
     pub(crate) selected: HashMap<NodeId, ContentDigest>,
     /// Results that are there.
     pub(crate) snapshots: HashMap<NodeId, Snapshot>,
@@ -37,7 +37,7 @@ pub(crate) fn plan(
     ports: &dyn Ports,
 ) -> Result<Plan, SolveError> {
     let reachable = reachable(graph, targets);
-    let selected = select_context_files(graph, &reachable, ports)?;
+    let selected = select_outside(graph, &reachable, ports)?;
     let mut plan = Plan { selected, ..Plan::default() };
     for &id in &reachable {
         let node = graph.node(id);
@@ -60,7 +60,7 @@ pub(crate) fn plan(
 
 /// Whether a node has a result of its own in the store.
 pub(crate) const fn is_step(op: &Op) -> bool {
-    matches!(op, Op::Run(_) | Op::Copy(_) | Op::Mkdir(_))
+    matches!(op, Op::Run(_) | Op::Copy(_) | Op::Mkdir(_) | Op::Git(_))
 }
 
 fn reachable(graph: &Graph, targets: &[NodeId]) -> Vec<NodeId> {
@@ -74,25 +74,28 @@ fn reachable(graph: &Graph, targets: &[NodeId]) -> Vec<NodeId> {
     found.into_iter().collect()
 }
 
-/// Context and remote files are looked at once, all COPYs side by side.
-fn select_context_files(
+/// What comes from outside is looked at once, side by side: context and remote files of COPYs, the
+/// commits of git sources.
+fn select_outside(
     graph: &Graph,
     reachable: &[NodeId],
     ports: &dyn Ports,
 ) -> Result<HashMap<NodeId, ContentDigest>, SolveError> {
-    let copies: Vec<NodeId> = reachable
+    let outside: Vec<NodeId> = reachable
         .iter()
         .copied()
         .filter(|&id| match &graph.node(id).op {
             Op::Copy(copy) => reads_only_sources(copy.sources.iter().map(|s| &s.from)),
+            Op::Git(_) => true,
             _ => false,
         })
         .collect();
-    let digest = |id: NodeId| {
-        let Op::Copy(copy) = &graph.node(id).op else { return None };
-        Some((id, ports.digest_sources(copy, &HashMap::new())))
+    let digest = |id: NodeId| match &graph.node(id).op {
+        Op::Copy(copy) => Some((id, ports.digest_sources(copy, &HashMap::new()))),
+        Op::Git(git) => Some((id, ports.digest_git(git))),
+        _ => None,
     };
-    let digests: Vec<_> = match copies.as_slice() {
+    let digests: Vec<_> = match outside.as_slice() {
         [] => Vec::new(),
         [only] => digest(*only).into_iter().collect(),
         many => many.par_iter().filter_map(|&id| digest(id)).collect(),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use kiln_cache::{ContentDigest, LayerDraft, LayerId, Tree};
+use kiln_parser::git::GitRef;
 use kiln_parser::graph::{CopyOp, Node, NodeId};
 
 use crate::snapshot::Snapshot;
@@ -21,6 +22,12 @@ pub trait Ports: Send + Sync {
         inputs: &HashMap<NodeId, Snapshot>,
     ) -> Result<ContentDigest, StepError>;
 
+    /// Identity of a git source: the commit that its reference is now.
+    ///
+    /// # Errors
+    /// No such repository or reference; it is not the commit that was asked for.
+    fn digest_git(&self, git: &GitRef) -> Result<ContentDigest, StepError>;
+
     /// Brings layers of images into the store; called before something reads them. Those that are
     /// there cost nothing.
     ///
@@ -28,7 +35,7 @@ pub trait Ports: Send + Sync {
     /// They cannot be fetched.
     fn materialise(&self, layers: &[LayerId]) -> Result<(), StepError>;
 
-    /// Runs a step: RUN, COPY, ADD or WORKDIR.
+    /// Runs a step: RUN, COPY, ADD, WORKDIR or a checkout.
     ///
     /// # Errors
     /// The step failed or was stopped; nothing of it is left.

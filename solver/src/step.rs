@@ -95,7 +95,7 @@ pub(crate) fn perform(shared: &Shared<'_>, task: &Task) -> Answer {
 
 /// What a COPY reads, where it is not known from the contexts alone.
 fn selected_files(shared: &Shared<'_>, task: &Task) -> Result<Option<ContentDigest>, StepError> {
-    let Op::Copy(copy) = &shared.graph.node(task.id).op else { return Ok(None) };
+    let Op::Copy(copy) = &shared.graph.node(task.id).op else { return Ok(task.selected) };
     if task.selected.is_some() || copy.sources.iter().all(|s| matches!(s.from, CopyFrom::Inline(_)))
     {
         return Ok(task.selected);

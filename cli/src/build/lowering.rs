@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use kiln_parser::diagnostic::{Diagnostic, Severity};
-use kiln_parser::graph::{Input, Network, NodeId, Ulimit};
+use kiln_parser::graph::{HttpOp, Input, Network, NodeId, Ulimit};
 use kiln_parser::lower::{
     ImageRequest, Known, LowerOptions, Lowered, Lowering, NamedContext, NoCache,
 };
@@ -33,10 +33,11 @@ pub(super) fn options(options: &BuildOptions, inputs: &Inputs) -> Result<LowerOp
     let ulimits = language.ulimit.iter().map(|text| ulimit(text)).collect::<Result<Vec<_>, _>>()?;
     Ok(LowerOptions {
         target: language.target.clone().filter(|target| !target.is_empty()),
-        build_args: build_args(language)?,
+        build_args: build_args(language, inputs)?,
         platforms: platforms(language)?,
         build_platform: Platform::host(),
         labels: labels(language)?,
+        context: inputs.context(),
         named_contexts: named_contexts(inputs),
         no_cache: no_cache(options),
         network: network(&language.network)?,
@@ -50,7 +51,10 @@ pub(super) fn options(options: &BuildOptions, inputs: &Inputs) -> Result<LowerOp
     })
 }
 
-fn build_args(language: &LanguageOptions) -> Result<BTreeMap<String, String>, Failure> {
+fn build_args(
+    language: &LanguageOptions,
+    inputs: &Inputs,
+) -> Result<BTreeMap<String, String>, Failure> {
     let mut args: BTreeMap<String, String> = docker_proxies().into_iter().collect();
     if let Some(epoch) = caller_variable("SOURCE_DATE_EPOCH") {
         args.insert("SOURCE_DATE_EPOCH".to_owned(), epoch.to_string_lossy().into_owned());
@@ -66,6 +70,9 @@ fn build_args(language: &LanguageOptions) -> Result<BTreeMap<String, String>, Fa
             args.retain(|known, _| !known.eq_ignore_ascii_case(&name) || !is_proxy(known));
             args.insert(name, value);
         }
+    }
+    if let Some(epoch) = args.get_mut("SOURCE_DATE_EPOCH").filter(|epoch| *epoch == "context") {
+        *epoch = inputs.context_time().map(|time| time.to_string()).unwrap_or_default();
     }
     Ok(args)
 }
@@ -96,6 +103,12 @@ fn platforms(language: &LanguageOptions) -> Result<Vec<Platform>, Failure> {
 fn named_contexts(inputs: &Inputs) -> BTreeMap<String, NamedContext> {
     let kind = |value: &ContextValue| match value {
         ContextValue::Folder(_) => NamedContext::Local,
+        ContextValue::Git(git) => NamedContext::Git(git.clone()),
+        ContextValue::Url(url) => NamedContext::File {
+            file: HttpOp { url: url.clone(), filename: "context".to_owned(), checksum: None },
+            unpack: false,
+        },
+        ContextValue::Stage(name) => NamedContext::Stage(name.clone()),
         ContextValue::Image(reference) if reference == "scratch" => NamedContext::Scratch,
         ContextValue::Image(_) | ContextValue::Layout { .. } => NamedContext::Image,
     };

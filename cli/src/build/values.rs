@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use kiln_parser::git::GitRef;
+
 use crate::failure::Failure;
 
 /// What `--build-context NAME=VALUE` names.
@@ -10,6 +12,12 @@ use crate::failure::Failure;
 pub(crate) enum ContextValue {
     /// A folder of this machine.
     Folder(PathBuf),
+    /// A git repository.
+    Git(GitRef),
+    /// A file by URL.
+    Url(String),
+    /// `target:STAGE`: a stage of the Dockerfile.
+    Stage(String),
     /// `docker-image://REF`.
     Image(String),
     /// `oci-layout://PATH[:TAG|@DIGEST]`.
@@ -35,9 +43,16 @@ pub(crate) fn build_context(option: &str) -> Result<(String, ContextValue), Fail
         ContextValue::Image(reference.to_owned())
     } else if let Some(layout) = value.strip_prefix("oci-layout://") {
         layout_value(layout)
-    } else if value.contains("://") || value.starts_with("git@") || value.starts_with("target:") {
-        return Err(bad("this kind of context is not supported")
-            .hint("supported: a folder, docker-image://REF, oci-layout://PATH[:TAG|@DIGEST]"));
+    } else if let Some(stage) = value.strip_prefix("target:") {
+        ContextValue::Stage(stage.to_lowercase())
+    } else if let Some(git) = GitRef::parse(value, true) {
+        ContextValue::Git(git.map_err(|why| bad(&why))?)
+    } else if value.starts_with("http://") || value.starts_with("https://") {
+        ContextValue::Url(value.to_owned())
+    } else if value.contains("://") {
+        return Err(bad("this kind of context is not known").hint(
+            "known: a folder, a git repository, https://…, docker-image://REF, oci-layout://PATH[:TAG|@DIGEST], target:STAGE",
+        ));
     } else {
         let path = PathBuf::from(value);
         if !path.is_dir() {
@@ -152,7 +167,11 @@ mod tests {
         }
         assert!(build_context("x").is_err());
         assert!(build_context("x=/nowhere/at/all").is_err());
-        assert!(build_context("x=https://e.org/a.git").is_err());
+        assert!(build_context("x=ftp://e.org/a").is_err());
+        let (_, git) = build_context("x=https://e.org/a.git#main").expect("valid");
+        assert!(matches!(git, ContextValue::Git(git) if git.reference == "main"));
+        let (_, url) = build_context("x=https://e.org/a.tar").expect("valid");
+        assert_eq!(url, ContextValue::Url("https://e.org/a.tar".into()));
     }
 
     #[test]

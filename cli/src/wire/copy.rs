@@ -24,14 +24,14 @@ use kiln_parser::ignore::{self, Glob, Patterns};
 use kiln_solver::ports::{Kind as Fault, StepError, StepRequest};
 use kiln_solver::snapshot::Snapshot;
 
-use super::images::Images;
+use super::remote::Remotes;
 
 /// The folders of the caller that a build may read.
 pub(crate) struct Sources {
     folders: BTreeMap<String, Folder>,
     open: Mutex<HashMap<String, Arc<Context>>>,
     store: Store,
-    images: Arc<Images>,
+    remotes: Arc<Remotes>,
 }
 
 /// One folder with what its ignore file leaves out.
@@ -62,9 +62,9 @@ impl Sources {
     pub(crate) fn new(
         store: &Store,
         folders: BTreeMap<String, Folder>,
-        images: &Arc<Images>,
+        remotes: &Arc<Remotes>,
     ) -> Self {
-        Self { folders, open: Mutex::default(), store: store.clone(), images: Arc::clone(images) }
+        Self { folders, open: Mutex::default(), store: store.clone(), remotes: Arc::clone(remotes) }
     }
 
     fn context(&self, name: &str) -> Result<Arc<Context>, StepError> {
@@ -128,28 +128,20 @@ fn open(
         CopyFrom::Snapshot(input) => layers(store, *input, inputs).map(Opened::Layers),
         CopyFrom::Remote(id) => match &graph.node(*id).op {
             Op::Http(http) => download(store, sources, http),
-            op => Err(remote_error(op)),
+            _ => Err(StepError::new(Fault::Environment, "not a download")),
         },
     }
 }
 
 /// A file from the network, kept as a blob of the store.
 fn download(store: &Store, sources: &Sources, http: &HttpOp) -> Result<Opened, StepError> {
-    let found = sources.images.download(http)?;
+    let found = sources.remotes.download(http)?;
     let file = store.open_blob(&found.digest).map_err(StepError::environment)?;
     let file = file.ok_or_else(|| {
         StepError::new(Fault::Environment, format!("`{}` is not in the store any more", http.url))
     })?;
     let mtime = Time { secs: found.last_modified.unwrap_or(0), nanos: 0 };
     Ok(Opened::Download { name: http.filename.clone(), file, mtime })
-}
-
-fn remote_error(op: &Op) -> StepError {
-    let what = match op {
-        Op::Git(git) => format!("cannot fetch `{}`: ADD of a git repository", git.url),
-        _ => "this kind of source".to_owned(),
-    };
-    StepError::new(Fault::Input, format!("{what} is not supported by this version of Kiln"))
 }
 
 fn layers(

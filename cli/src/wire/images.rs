@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kiln_cache::{Descriptor, Digest, LayerId, Platform, Store};
 use kiln_executor::cancel::Cancel;
 use kiln_image::config::ConfigDocument;
-use kiln_image::http::{self, Download, HttpRequest};
 use kiln_image::json::DocumentError;
 use kiln_image::layout::{Layout, LayoutError, LayoutImage, Selector};
 use kiln_image::reference::Reference;
+use kiln_image::registry::RegistryClient;
 use kiln_image::source::{FetchProgress, Pull, Resolved, SourceError, Sources};
-use kiln_parser::graph::{HttpOp, ImageKey, ImageName};
+use kiln_parser::graph::{ImageKey, ImageName};
 use kiln_parser::lower::BaseImage;
 use kiln_solver::ports::{Kind, StepError};
 
@@ -29,8 +29,6 @@ pub(crate) struct Images {
     pull: Pull,
     cancel: Cancel,
     found: Mutex<Found>,
-    /// What was downloaded in this build: asked for once.
-    downloads: Mutex<HashMap<HttpOp, Download>>,
 }
 
 /// What was looked up.
@@ -42,7 +40,7 @@ struct Found {
 }
 
 /// Fetching stops when the build does.
-struct Fetch<'a>(&'a Cancel);
+pub(crate) struct Fetch<'a>(pub(crate) &'a Cancel);
 
 impl FetchProgress for Fetch<'_> {
     fn cancelled(&self) -> bool {
@@ -69,7 +67,6 @@ impl Images {
             pull: if refresh { Pull::Always } else { Pull::Missing },
             cancel: cancel.clone(),
             found: Mutex::default(),
-            downloads: Mutex::default(),
         })
     }
 
@@ -115,9 +112,7 @@ impl Images {
                 self.sources.resolve_layout(path, &selector, platform).map_err(|e| failure(&e))
             }
             Some(ContextValue::Image(reference)) => self.reference(reference, platform),
-            Some(ContextValue::Folder(_)) | None => {
-                Err(Failure::input(format_args!("context `{name}` is no image")))
-            }
+            Some(_) | None => Err(Failure::input(format_args!("context `{name}` is no image"))),
         }
     }
 
@@ -154,22 +149,9 @@ impl Images {
         Ok(image.digest)
     }
 
-    /// Downloads a file into the store, or finds that it is there already.
-    ///
-    /// # Errors
-    /// The server does not give it, or it is not what the checksum says.
-    pub(crate) fn download(&self, http: &HttpOp) -> Result<Download, StepError> {
-        let mut downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = downloads.get(http) {
-            return Ok(known.clone());
-        }
-        let checksum = http.checksum.as_ref().and_then(|text| text.parse().ok());
-        let request = HttpRequest { url: http.url.clone(), checksum, authorization: None };
-        let client = self.sources.client();
-        let found = http::download(client, &self.store, &request, &Fetch(&self.cancel));
-        let found = found.map_err(|error| StepError::new(Kind::Input, chain(&error)))?;
-        downloads.insert(http.clone(), found.clone());
-        Ok(found)
+    /// What downloads go through: retries, time limits, proxies.
+    pub(crate) fn client(&self) -> &RegistryClient {
+        self.sources.client()
     }
 
     /// Brings layers into the store; those of steps, and those that are there, cost nothing.

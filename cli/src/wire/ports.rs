@@ -4,12 +4,14 @@ use std::collections::HashMap;
 
 use kiln_cache::{ContentDigest, LayerId, Store};
 use kiln_executor::cancel::Cancel;
+use kiln_parser::git::GitRef;
 use kiln_parser::graph::{CopyOp, Graph, NodeId, Op};
 use kiln_solver::ports::{Kind, Log, Ports, StepError, StepOutput, StepRequest};
 use kiln_solver::snapshot::Snapshot;
 
 use super::copy::{self, Sources};
 use super::images::Images;
+use super::remote::Remotes;
 use super::run::{self, RunContext};
 use crate::build::secrets::Secrets;
 
@@ -19,6 +21,7 @@ pub(crate) struct Wire<'a> {
     pub(crate) graph: &'a Graph,
     pub(crate) sources: &'a Sources,
     pub(crate) images: &'a Images,
+    pub(crate) remotes: &'a Remotes,
     pub(crate) secrets: &'a Secrets,
     pub(crate) cancel: &'a Cancel,
 }
@@ -30,6 +33,10 @@ impl Ports for Wire<'_> {
         inputs: &HashMap<NodeId, Snapshot>,
     ) -> Result<ContentDigest, StepError> {
         copy::digest(self.store, self.graph, self.sources, copy, inputs)
+    }
+
+    fn digest_git(&self, git: &GitRef) -> Result<ContentDigest, StepError> {
+        self.remotes.digest_git(git)
     }
 
     fn materialise(&self, layers: &[LayerId]) -> Result<(), StepError> {
@@ -55,7 +62,8 @@ impl Ports for Wire<'_> {
                 copy::mkdir(self.store, op, step, &writer)?;
                 writer.finish().map_err(StepError::environment)?
             }
-            Op::Image(_) | Op::Context { .. } | Op::Http(_) | Op::Git(_) => {
+            Op::Git(git) => self.remotes.checkout(git, &draft)?,
+            Op::Image(_) | Op::Context { .. } | Op::Http(_) => {
                 return Err(StepError::new(Kind::Environment, "a source is not a step"));
             }
         };

@@ -7,3 +7,4 @@ mod house;
 mod outputs;
 mod processes;
 mod registry;
+mod remote;

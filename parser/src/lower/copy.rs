@@ -4,8 +4,9 @@ use super::stage::Stage;
 use super::stages::Place;
 use crate::diagnostic::Diagnostic;
 use crate::expand::{Quotes, expand};
+use crate::git::GitRef;
 use crate::graph::{
-    Chmod, CopyFrom, CopyOp, CopySource, GitOp, Graph, HttpOp, InlineFile, Input, Op, Unpack,
+    Chmod, CopyFrom, CopyOp, CopySource, Graph, HttpOp, InlineFile, Input, Op, Unpack,
 };
 use crate::instruction::{Add, Copy, FileSource, InlineSource, Word};
 use crate::source::Span;
@@ -30,12 +31,12 @@ pub(super) fn lower_copy(
     graph: &mut Graph,
 ) -> Result<(), Diagnostic> {
     let from = match &copy.from {
-        None => CopyFrom::Context(stage.context("context", statement.span, graph)),
+        None => stage.context("context", statement.span, graph),
         Some(word) => match stage.plan.place_of(word, true)? {
             Place::Stage(index) => {
                 CopyFrom::Snapshot(stage.stage_snapshot(index, &word.text, word.span)?)
             }
-            Place::Folder(name) => CopyFrom::Context(stage.context(&name, word.span, graph)),
+            Place::Folder(name) => stage.context(&name, word.span, graph),
             Place::Empty => CopyFrom::Snapshot(Input::Scratch),
             Place::Image(key) => CopyFrom::Snapshot(stage.image(&key, word.span, graph)?),
         },
@@ -56,7 +57,7 @@ pub(super) fn lower_copy(
         if is_url(&path) {
             return Err(remote_error("source can't be a URL for COPY", source.span));
         }
-        if is_git(&path) {
+        if GitRef::parse(&path, false).is_some() {
             return Err(remote_error("source can't be a git ref for COPY", source.span));
         }
         paths.push(CopySource { from: from.clone(), path, unpack: Unpack::Never });
@@ -92,7 +93,7 @@ pub(super) fn lower_add(
     let mut paths = Vec::new();
     for word in words {
         let path = stage.expand(word)?;
-        paths.push(add_source(stage, add, path, checksum.as_deref(), word.span, graph));
+        paths.push(add_source(stage, add, path, checksum.as_deref(), word.span, graph)?);
     }
     finish(stage, &request, paths, statement, graph)
 }
@@ -105,11 +106,12 @@ fn checksum(stage: &Stage<'_, '_>, word: &Word, sources: &[&Word]) -> Result<Str
         ));
     };
     let path = stage.expand(source)?;
-    if !is_url(&path) && !is_git(&path) {
+    let is_git = GitRef::parse(&path, false).is_some();
+    if !is_url(&path) && !is_git {
         return Err(Diagnostic::error(word.span, "checksum requires HTTP(S) or Git sources"));
     }
     let text = stage.expand(word)?;
-    if !is_git(&path) && !is_digest(&text) {
+    if !is_git && !is_digest(&text) {
         return Err(Diagnostic::error(
             word.span,
             format!("invalid checksum digest format: {text}"),
@@ -132,32 +134,54 @@ fn add_source(
     checksum: Option<&str>,
     span: Span,
     graph: &mut Graph,
-) -> CopySource {
+) -> Result<CopySource, Diagnostic> {
     let step = |text: &str| crate::graph::Step {
         label: format!("[internal] fetch {text}"),
         text: text.to_owned(),
         stage: stage.stage.label.clone(),
         span,
     };
-    let checksum = checksum.map(str::to_owned);
-    if is_git(&path) {
-        let op = GitOp { url: path.clone(), keep_git_dir: add.keep_git_dir, checksum };
-        let node = graph.add(Op::Git(op), None, false, step(&path));
-        return CopySource {
-            from: CopyFrom::Remote(node),
-            path: String::new(),
-            unpack: Unpack::Never,
-        };
+    if let Some(git) = GitRef::parse(&path, false) {
+        let git = git.and_then(|git| git_source(stage, add, git, checksum));
+        let git = git.map_err(|why| {
+            Diagnostic::error(span, format!("invalid git source: {why}"))
+                .help("for example https://host/repository.git#branch:folder")
+        })?;
+        let step = step(&git.to_string());
+        let node = graph.add(Op::Git(git), None, stage.stage.no_cache, step);
+        let from = CopyFrom::Snapshot(Input::Node(node));
+        return Ok(CopySource { from, path: "/".to_owned(), unpack: Unpack::Never });
     }
+    let checksum = checksum.map(str::to_owned);
     if is_url(&path) {
         let op = HttpOp { filename: url_file_name(&path), url: path.clone(), checksum };
         let node = graph.add(Op::Http(op), None, false, step(&path));
         let unpack = if add.unpack == Some(true) { Unpack::IfArchive } else { Unpack::Never };
-        return CopySource { from: CopyFrom::Remote(node), path: String::new(), unpack };
+        return Ok(CopySource { from: CopyFrom::Remote(node), path: String::new(), unpack });
     }
     let unpack = if add.unpack == Some(false) { Unpack::Never } else { Unpack::IfArchive };
-    let from = CopyFrom::Context(stage.context("context", span, graph));
-    CopySource { from, path, unpack }
+    let from = stage.context("context", span, graph);
+    Ok(CopySource { from, path, unpack })
+}
+
+/// The flags of ADD say more than the address.
+fn git_source(
+    stage: &Stage<'_, '_>,
+    add: &Add,
+    mut git: GitRef,
+    checksum: Option<&str>,
+) -> Result<GitRef, String> {
+    if let Some(keep) = add.keep_git_dir {
+        git.keep_git_dir = keep;
+    }
+    if let Some(checksum) = checksum {
+        if !git.checksum.is_empty() && git.checksum != checksum {
+            return Err(format!("checksum mismatch {checksum:?} != {:?}", git.checksum));
+        }
+        checksum.clone_into(&mut git.checksum);
+    }
+    git.commit_times |= stage.plan.epoch.is_some();
+    Ok(git)
 }
 
 /// The last element of the URL's path.
@@ -180,15 +204,6 @@ fn path(source: &FileSource) -> Option<&Word> {
 
 fn is_url(path: &str) -> bool {
     path.starts_with("http://") || path.starts_with("https://")
-}
-
-/// What BuildKit takes for a git repository in ADD.
-fn is_git(path: &str) -> bool {
-    let base = path.split(['#', '?']).next().unwrap_or_default();
-    path.starts_with("git://")
-        || path.starts_with("ssh://")
-        || (path.starts_with("git@") && path.contains(':'))
-        || (is_url(path) && base.ends_with(".git"))
 }
 
 /// Paths first, heredocs behind them; then the node and the line of history.
@@ -299,7 +314,7 @@ fn is_symbolic(clause: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{destination, is_git, parse_chmod, url_file_name};
+    use super::{destination, parse_chmod, url_file_name};
     use crate::graph::Chmod;
     use crate::source::Span;
 
@@ -332,9 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn remotes() {
-        assert!(is_git("https://e.org/a.git#main:sub") && is_git("git@e.org:a/b"));
-        assert!(!is_git("https://e.org/a.tar") && !is_git("github.com/a/b"));
+    fn names_of_downloads() {
         for (url, name) in [
             ("https://e.org/a/b.tar?x=1", "b.tar"),
             ("https://e.org", "__unnamed__"),

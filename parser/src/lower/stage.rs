@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::args::{self, Variables, expand_word};
 use super::stages::{Place, Plan, StagePlan};
-use super::{HistoryEntry, copy, ports, run};
+use super::{HistoryEntry, NamedContext, copy, ports, run};
 use crate::config::{DEFAULT_PATH, ImageConfig};
 use crate::diagnostic::Diagnostic;
 use crate::duration;
@@ -204,18 +204,22 @@ impl Stage<'_, '_> {
         Ok(Input::Node(graph.add(op, Some(key.platform.clone()), false, step)))
     }
 
-    /// The node of a folder of the caller.
-    pub(super) fn context(&self, name: &str, span: Span, graph: &mut Graph) -> NodeId {
+    /// The files of a context: those of the caller, or a snapshot of what was fetched.
+    pub(super) fn context(&self, name: &str, span: Span, graph: &mut Graph) -> CopyFrom {
+        let context = self.plan.context(name);
+        if let Some(fetched) = context_node(context, span, graph) {
+            return CopyFrom::Snapshot(Input::Node(fetched));
+        }
         let step = plain_step(&format!("[internal] load context {name}"), span);
-        graph.add(Op::Context { name: name.to_owned() }, None, false, step)
+        CopyFrom::Context(graph.add(Op::Context { name: name.to_owned() }, None, false, step))
     }
 
-    /// A folder of the caller as a snapshot: everything that its ignore file leaves.
+    /// A context as a snapshot: everything that its ignore file leaves.
     pub(super) fn folder(&mut self, name: &str, span: Span, graph: &mut Graph) -> Input {
         self.part_of_folder(name, "/", span, graph)
     }
 
-    /// A part of a folder as a snapshot, at the same path.
+    /// A context as a snapshot of which `path` is read; of the caller's folders no more is taken.
     pub(super) fn part_of_folder(
         &mut self,
         name: &str,
@@ -223,23 +227,17 @@ impl Stage<'_, '_> {
         span: Span,
         graph: &mut Graph,
     ) -> Input {
-        let context = self.context(name, span, graph);
+        let context = match self.context(name, span, graph) {
+            CopyFrom::Snapshot(fetched) => return fetched,
+            context => context,
+        };
         let cleaned = crate::ignore::clean(path);
         let source = CopySource {
-            from: CopyFrom::Context(context),
+            from: context,
             path: if cleaned.is_empty() { "/".to_owned() } else { format!("/{cleaned}") },
             unpack: Unpack::Never,
         };
-        let op = Op::Copy(Box::new(CopyOp {
-            base: Input::Scratch,
-            sources: vec![source],
-            dest: "/".to_owned(),
-            chown: None,
-            chmod: None,
-            link: false,
-            parents: !cleaned.is_empty(),
-            exclude: Vec::new(),
-        }));
+        let op = Op::Copy(Box::new(copy_to_root(source, !cleaned.is_empty())));
         let step = plain_step(&format!("[internal] load {path} of context {name}"), span);
         Input::Node(graph.add(op, None, false, step))
     }
@@ -504,6 +502,44 @@ impl Stage<'_, '_> {
         self.remember(format!("STOPSIGNAL {signal}"), None);
         self.result.config.stop_signal = signal;
         Ok(())
+    }
+}
+
+/// The node of a context that has to be fetched; `None` for folders of the caller.
+pub fn context_node(context: &NamedContext, span: Span, graph: &mut Graph) -> Option<NodeId> {
+    match context {
+        NamedContext::Git(git) => {
+            let step = plain_step(&format!("[internal] load git source {git}"), span);
+            Some(graph.add(Op::Git(git.clone()), None, false, step))
+        }
+        NamedContext::File { file, unpack } => {
+            let step = plain_step("[internal] load remote build context", span);
+            let fetched = graph.add(Op::Http(file.clone()), None, false, step.clone());
+            let source = CopySource {
+                from: CopyFrom::Remote(fetched),
+                path: String::new(),
+                unpack: if *unpack { Unpack::IfArchive } else { Unpack::Never },
+            };
+            Some(graph.add(Op::Copy(Box::new(copy_to_root(source, false))), None, false, step))
+        }
+        NamedContext::Local
+        | NamedContext::Image
+        | NamedContext::Scratch
+        | NamedContext::Stage(_) => None,
+    }
+}
+
+/// A COPY of one source to an empty root.
+fn copy_to_root(source: CopySource, parents: bool) -> CopyOp {
+    CopyOp {
+        base: Input::Scratch,
+        sources: vec![source],
+        dest: "/".to_owned(),
+        chown: None,
+        chmod: None,
+        link: false,
+        parents,
+        exclude: Vec::new(),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::tree::{Dockerfile, Statement, parse_trigger};
 pub(super) enum Place {
     /// A stage of this file, by number.
     Stage(usize),
-    /// A folder.
+    /// A context that is files.
     Folder(String),
     /// Nothing.
     Empty,
@@ -135,9 +135,11 @@ impl<'a> Plan<'a> {
             None => None,
         };
         let name = from.name.as_ref().map(|word| word.text.clone()).unwrap_or_default();
-        let replaced = !name.is_empty() && self.options.named_contexts.contains_key(&name);
-        let base = if replaced {
-            self.context_place(&name, platform.as_ref())
+        let context =
+            if name.is_empty() { None } else { self.find_context(&name, platform.as_ref()) };
+        let replaced = context.is_some();
+        let base = if let Some(context) = context {
+            self.context_place(context, platform.as_ref(), from.image.span)?
         } else if let Some(&stage) = self.names.get(base_name.as_str()) {
             Place::Stage(stage)
         } else {
@@ -181,15 +183,40 @@ impl<'a> Plan<'a> {
         })
     }
 
+    /// The named context of a name: one for the platform alone (`name::linux/arm64`) comes first.
+    fn find_context(&self, name: &str, platform: Option<&Platform>) -> Option<&'a str> {
+        let contexts = &self.options.named_contexts;
+        if contexts.is_empty() {
+            return None;
+        }
+        let special = format!("{name}::{}", platform.unwrap_or(&self.platform));
+        let found = contexts.get_key_value(&special).or_else(|| contexts.get_key_value(name));
+        found.map(|(key, _)| key.as_str())
+    }
+
     /// What a named context gives.
-    fn context_place(&self, name: &str, platform: Option<&Platform>) -> Place {
-        match self.options.named_contexts.get(name) {
-            Some(NamedContext::Local) => Place::Folder(name.to_owned()),
-            Some(NamedContext::Scratch) => Place::Empty,
-            Some(NamedContext::Image) | None => Place::Image(ImageKey {
+    fn context_place(
+        &self,
+        name: &str,
+        platform: Option<&Platform>,
+        span: Span,
+    ) -> Result<Place, Diagnostic> {
+        match self.context(name) {
+            NamedContext::Local | NamedContext::Git(_) | NamedContext::File { .. } => {
+                Ok(Place::Folder(name.to_owned()))
+            }
+            NamedContext::Scratch => Ok(Place::Empty),
+            NamedContext::Stage(stage) => {
+                self.names.get(stage).copied().map(Place::Stage).ok_or_else(|| {
+                    let message =
+                        format!("context {name:?} is stage {stage:?}, which is not defined before");
+                    Diagnostic::error(span, message).help("move that stage up in the file")
+                })
+            }
+            NamedContext::Image => Ok(Place::Image(ImageKey {
                 name: ImageName::Context(name.to_owned()),
                 platform: platform.unwrap_or(&self.platform).clone(),
-            }),
+            })),
         }
     }
 
@@ -205,8 +232,8 @@ impl<'a> Plan<'a> {
         }
         check_reference(name, span)?;
         let familiar = familiar(name);
-        if self.options.named_contexts.contains_key(&familiar) {
-            return Ok(self.context_place(&familiar, platform));
+        if let Some(context) = self.find_context(&familiar, platform) {
+            return self.context_place(context, platform, span);
         }
         let platform = platform.unwrap_or(&self.platform).clone();
         Ok(Place::Image(ImageKey { name: ImageName::Reference(name.to_owned()), platform }))
@@ -368,6 +395,11 @@ impl<'a> Plan<'a> {
         self.known.get(key).ok_or_else(|| {
             Diagnostic::error(Span::default(), format!("image {:?} was not looked up", key.name))
         })
+    }
+
+    /// The main context (`context`), or a named one.
+    pub(super) fn context(&self, name: &str) -> &'a NamedContext {
+        if name == "context" { &self.options.context } else { &self.options.named_contexts[name] }
     }
 
     pub(super) fn global_values(&self) -> &Variables {

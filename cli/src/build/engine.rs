@@ -1,0 +1,104 @@
+//! Solves graphs for one build, and shows what happens meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use kiln_cache::{Layers, Store};
+use kiln_executor::cancel::Cancel;
+use kiln_parser::graph::{Graph, NodeId};
+use kiln_parser::lower::{NamedContext, context_node};
+use kiln_parser::source::Span;
+use kiln_solver::outcome::{Outcome, SolveError};
+use kiln_solver::ports::{Kind, StepError};
+use kiln_solver::{SolveOptions, solve};
+
+use super::options::BuildOptions;
+use super::secrets::Secrets;
+use super::tasks::{Logs, Tasks};
+use crate::failure::{Failure, chain};
+use crate::progress;
+use crate::wire::copy::Sources;
+use crate::wire::images::Images;
+use crate::wire::ports::Wire;
+use crate::wire::remote::Remotes;
+
+/// What solving needs, whatever the graph.
+pub(super) struct Engine<'a> {
+    pub(super) options: &'a BuildOptions,
+    pub(super) store: &'a Store,
+    pub(super) images: &'a Arc<Images>,
+    pub(super) remotes: &'a Arc<Remotes>,
+    pub(super) secrets: &'a Secrets,
+    pub(super) cancel: &'a Cancel,
+    pub(super) interrupted: &'a AtomicBool,
+}
+
+impl Engine<'_> {
+    /// Solves a graph; gives the last output of its steps beside the outcome.
+    pub(super) fn solve(
+        &self,
+        graph: &Graph,
+        targets: &[NodeId],
+        sources: &Sources,
+    ) -> Result<(Result<Outcome, SolveError>, Logs), Failure> {
+        let wire = Wire {
+            store: self.store,
+            graph,
+            sources,
+            images: self.images,
+            remotes: self.remotes,
+            secrets: self.secrets,
+            cancel: self.cancel,
+        };
+        let execution = &self.options.execution;
+        let view = progress::view(execution.progress, execution.quiet);
+        let (events, happenings) = crossbeam_channel::unbounded();
+        let jobs = execution.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get);
+        let solve_options = SolveOptions { jobs, events, interrupted: self.interrupted };
+        let (solved, logs) = std::thread::scope(|scope| {
+            let shown = scope.spawn(move || Tasks::new(graph, view).follow(&happenings));
+            let solved = solve(graph, targets, self.store, &wire, &solve_options);
+            drop(solve_options);
+            (solved, shown.join())
+        });
+        let logs = logs.map_err(|_| Failure::environment("the progress view failed"))?;
+        Ok((solved, logs))
+    }
+
+    /// Fetches a context that is no folder of the caller: its files, and what keeps them in the store.
+    ///
+    /// # Errors
+    /// It cannot be fetched.
+    pub(super) fn fetch(&self, context: &NamedContext) -> Result<(Layers, Outcome), Failure> {
+        let mut graph = Graph::default();
+        let node = context_node(context, Span::default(), &mut graph)
+            .ok_or_else(|| Failure::environment("this context is not fetched"))?;
+        let sources = Sources::new(self.store, std::collections::BTreeMap::new(), self.remotes);
+        let (solved, _logs) = self.solve(&graph, &[node], &sources)?;
+        let outcome = solved.map_err(|error| match error {
+            SolveError::Step { error, .. } => context_failure(error),
+            SolveError::Interrupted => Failure::interrupted(),
+            SolveError::Store(error) => Failure::environment(chain(&error)),
+        })?;
+        let layers = outcome.snapshots.get(&node).map(|found| found.layers.clone());
+        let files = Layers::open(self.store, &layers.unwrap_or_default());
+        Ok((files.map_err(|e| Failure::environment(chain(&e)))?, outcome))
+    }
+}
+
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(4, std::num::NonZeroUsize::get).max(4)
+}
+
+fn context_failure(error: StepError) -> Failure {
+    let message = format!("cannot load the context: {}", error.message);
+    let failure = match error.kind {
+        Kind::Cancelled => return Failure::interrupted(),
+        Kind::Environment => Failure::environment(message),
+        Kind::Command | Kind::Input => Failure::input(message),
+    };
+    match error.help {
+        Some(help) => failure.hint(help),
+        None => failure,
+    }
+}
