@@ -2,7 +2,7 @@
 
 mod engine;
 mod fetched;
-mod inputs;
+pub(crate) mod inputs;
 mod lowering;
 pub(crate) mod options;
 mod refused;
@@ -62,6 +62,9 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     let inputs = Inputs::read(options, contexts, &engine)?;
     let lower_options = lowering::options(options, &inputs)?;
     let warn = shows_text(options);
+    if let Some(call) = options.call()? {
+        return lowering::call(call, &inputs, lower_options, &images);
+    }
     let lowered = lowering::lower(&inputs, &lower_options, &images, warn)?;
     forget_cache_mounts(&store, &lowered)?;
     let sources = Sources::new(&store, inputs.folders()?, &remotes);

@@ -4,6 +4,7 @@ mod history;
 mod images;
 mod import;
 mod inspect;
+mod lint;
 mod prune;
 mod pull;
 mod push;
@@ -35,6 +36,8 @@ struct CommandLine {
 enum Command {
     /// Build an image from a Dockerfile
     Build(Box<BuildOptions>),
+    /// Check Dockerfiles for mistakes
+    Lint(lint::Options),
     /// Make an image from the archive of a root file system
     Import(import::Options),
     /// List the images of the store
@@ -71,6 +74,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     let settings = Settings::load(line.root.as_deref())?;
     match line.command {
         Command::Build(options) => crate::build::build(&options, &settings),
+        Command::Lint(options) => lint::run(&options),
         Command::Import(options) => import::run(&options, &settings),
         Command::Images(options) => images::run(&options, &settings),
         Command::Pull(options) => pull::run(&options, &settings),
@@ -107,7 +111,7 @@ fn open_store(settings: &Settings) -> Result<kiln_cache::Store, Failure> {
 }
 
 /// Rows with columns as wide as their widest cell.
-fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =
         |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|c| c.chars().count()).max();

@@ -51,6 +51,16 @@ impl Failure {
         Self::new(Kind::Environment, message)
     }
 
+    /// The input is at fault, and what is wrong with it was told already.
+    pub(crate) fn told() -> Self {
+        Self::new(Kind::Input, "")
+    }
+
+    /// Whether there is nothing left to tell.
+    pub(crate) fn is_told(&self) -> bool {
+        self.message.is_empty() && self.excerpt.is_none()
+    }
+
     /// The user stopped the program.
     pub(crate) fn interrupted() -> Self {
         Self::new(Kind::Interrupted, "interrupted")

@@ -8,6 +8,7 @@
 )]
 
 mod build;
+mod call;
 mod command;
 mod csv;
 mod exit;
@@ -29,7 +30,9 @@ fn main() -> ExitCode {
     match panic::catch_unwind(command::run) {
         Ok(Ok(())) => Exit::Success.into(),
         Ok(Err(failure)) => {
-            command::print_error(&format!("{failure}\n"));
+            if !failure.is_told() {
+                command::print_error(&format!("{failure}\n"));
+            }
             failure.exit().into()
         }
         Err(cause) => {

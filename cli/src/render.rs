@@ -18,8 +18,12 @@ fn draw(renderer: &Renderer, source: &Source, diagnostic: &Diagnostic) -> String
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
-    let mut group =
-        annotate_snippets::Group::with_title(level.primary_title(diagnostic.message.as_str()));
+    let title = level.primary_title(diagnostic.message.as_str());
+    let title = match diagnostic.severity {
+        Severity::Error => title,
+        Severity::Warning => title.id(diagnostic.code),
+    };
+    let mut group = annotate_snippets::Group::with_title(title);
     if let Some(span) = diagnostic.span {
         let mut snippet = Snippet::source(source.text()).path(source.name());
         snippet = snippet.annotation(AnnotationKind::Primary.span(span.range()));

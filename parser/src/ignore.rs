@@ -36,6 +36,8 @@ pub struct Patterns {
 struct Pattern {
     negated: bool,
     regex: Regex,
+    /// It takes everything: `*`, `**`, `**/*`.
+    everything: bool,
     /// Path components without any wildcard at the start: where a negated pattern can match.
     literal: String,
 }
@@ -70,6 +72,12 @@ impl Patterns {
     #[must_use]
     pub fn has_exceptions(&self) -> bool {
         self.patterns.iter().any(|pattern| pattern.negated)
+    }
+
+    /// Whether a pattern leaves everything out that is in the root.
+    #[must_use]
+    pub fn takes_all(&self) -> bool {
+        self.patterns.iter().any(|pattern| pattern.everything && !pattern.negated)
     }
 
     /// Whether a path, or a folder above it, is matched; the last pattern that says something wins.
@@ -126,7 +134,8 @@ fn compile(line: &str) -> Result<Option<Pattern>, PatternError> {
     let regex = pattern_regex(&cleaned)?;
     let literal: Vec<&str> =
         cleaned.split('/').take_while(|part| !part.contains(['*', '?', '[', '\\'])).collect();
-    Ok(Some(Pattern { negated, regex, literal: literal.join("/") }))
+    let everything = matches!(cleaned.as_str(), "*" | "**" | "**/*");
+    Ok(Some(Pattern { negated, regex, everything, literal: literal.join("/") }))
 }
 
 /// Go's `filepath.Clean`, without a leading `/`.

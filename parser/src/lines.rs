@@ -95,6 +95,8 @@ pub struct Lines {
     pub escape: char,
     /// The instructions' texts.
     pub lines: Vec<LogicalLine>,
+    /// Blank lines inside of continued instructions, which some day may be errors.
+    pub blank_continuations: Vec<Span>,
 }
 
 /// Cuts a file into logical lines. What cannot be read is reported and left out.
@@ -105,6 +107,7 @@ pub fn logical_lines(source: &Source) -> (Lines, Vec<Diagnostic>) {
         next: 0,
         directives: DirectiveReader::default(),
         diagnostics: Vec::new(),
+        blanks: Vec::new(),
     };
     let mut lines = Vec::new();
     let mut comments = Vec::new();
@@ -132,7 +135,7 @@ pub fn logical_lines(source: &Source) -> (Lines, Vec<Diagnostic>) {
         }
     }
     let (directives, escape) = reader.directives.finish();
-    (Lines { directives, escape, lines }, reader.diagnostics)
+    (Lines { directives, escape, lines, blank_continuations: reader.blanks }, reader.diagnostics)
 }
 
 /// A physical line; `text` has no line end, `whole` has.
@@ -163,6 +166,7 @@ struct Reader<'a> {
     next: usize,
     directives: DirectiveReader,
     diagnostics: Vec<Diagnostic>,
+    blanks: Vec<Span>,
 }
 
 impl<'a> Reader<'a> {
@@ -192,7 +196,6 @@ impl<'a> Reader<'a> {
             heredocs: Vec::new(),
             pieces: Vec::new(),
         };
-        let mut blank_lines = Vec::new();
         let mut current = Some((first.text, first.start));
         while let Some((mut text, mut start)) = current {
             if line.text.is_empty() {
@@ -209,13 +212,7 @@ impl<'a> Reader<'a> {
             if body.is_none() {
                 break;
             }
-            current = self.next_continuation(&mut blank_lines).map(|next| (next.text, next.start));
-        }
-        for span in blank_lines {
-            let text = format!("Empty continuation line found in: {}", line.text);
-            self.diagnostics.push(Diagnostic::warning("NoEmptyContinuation", span, text).help(
-                "remove the empty line: it will become an error in a future release of Docker",
-            ));
+            current = self.next_continuation().map(|next| (next.text, next.start));
         }
         if line.text.trim().is_empty() {
             return None;
@@ -224,11 +221,11 @@ impl<'a> Reader<'a> {
     }
 
     /// The next line of a continued instruction: comments inside it vanish, blank lines as well.
-    fn next_continuation(&mut self, blank_lines: &mut Vec<Span>) -> Option<Physical<'a>> {
+    fn next_continuation(&mut self) -> Option<Physical<'a>> {
         while let Some(line) = self.take() {
             let trimmed = line.text.trim();
             if trimmed.is_empty() {
-                blank_lines.push(Span::new(line.start, line.start + line.text.len()));
+                self.blanks.push(Span::new(line.start, line.start + line.text.len()));
             } else if !trimmed.starts_with('#') {
                 return Some(line);
             }

@@ -3,6 +3,8 @@
 
 mod args;
 mod copy;
+mod lints;
+mod outline;
 mod ports;
 mod run;
 mod stage;
@@ -17,6 +19,10 @@ use crate::config::ImageConfig;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::git::GitRef;
 use crate::graph::{Graph, HttpOp, ImageKey, Input, Network, NodeId, Ulimit};
+use crate::ignore::Patterns;
+use crate::lint::checks::Checks;
+use crate::lint::{self, Linter};
+use crate::outline::Outline;
 use crate::platform::Platform;
 use crate::source::Span;
 use crate::tree::Dockerfile;
@@ -83,6 +89,10 @@ pub struct LowerOptions {
     pub shm_size: Option<u64>,
     /// `--ulimit`.
     pub ulimits: Arc<Vec<Ulimit>>,
+    /// What the ignore file of the main context leaves out, for the rule CopyIgnoredFile.
+    pub ignore: Patterns,
+    /// All stages are looked at, not only those that the target needs (`--check`).
+    pub all_stages: bool,
 }
 
 impl Default for LowerOptions {
@@ -100,6 +110,8 @@ impl Default for LowerOptions {
             hosts: Arc::default(),
             shm_size: None,
             ulimits: Arc::default(),
+            ignore: Patterns::default(),
+            all_stages: false,
         }
     }
 }
@@ -115,6 +127,8 @@ pub struct BaseImage {
     pub platform: Platform,
     /// Digests of its uncompressed layers, bottom to top.
     pub diff_ids: Vec<String>,
+    /// Nothing is known but the name: rules that need the configuration are silent (`kiln lint`).
+    pub unknown: bool,
 }
 
 /// The images that were looked up so far.
@@ -135,7 +149,7 @@ pub enum Lowering {
     /// These images have to be looked up first; then call again.
     NeedImages(Vec<ImageRequest>),
     /// Done.
-    Done(Lowered),
+    Done(Box<Lowered>),
 }
 
 /// The DAG and what leaves it.
@@ -145,6 +159,10 @@ pub struct Lowered {
     pub graph: Graph,
     /// One result a platform, in the order asked for.
     pub targets: Vec<Target>,
+    /// What lints found, in the order of the file.
+    pub warnings: Vec<Diagnostic>,
+    /// What the first platform's target can be given.
+    pub outline: Outline,
 }
 
 /// One image.
@@ -176,7 +194,7 @@ pub struct HistoryEntry {
 /// Turns a Dockerfile into a DAG.
 ///
 /// # Errors
-/// What is wrong, with places; never empty.
+/// What is wrong, with places: an error at the end, and in front of it what lints found until then.
 pub fn lower(
     dockerfile: &Dockerfile,
     options: &LowerOptions,
@@ -190,9 +208,16 @@ pub fn lower(
     } else {
         options.platforms.clone()
     };
-    for platform in platforms {
-        let plan = stages::Plan::new(dockerfile, options, known, platform)
-            .map_err(|diagnostic| vec![as_error(diagnostic)])?;
+    let linter = Linter::new(checks(dockerfile, options)?);
+    lint::syntax::check(dockerfile, &linter);
+    let (strict, silent) = (linter.is_strict(), Linter::default());
+    let mut outline = None;
+    for (number, platform) in platforms.into_iter().enumerate() {
+        let linter = if number == 0 { &linter } else { &silent };
+        let plan = match stages::Plan::new(dockerfile, options, known, platform, linter) {
+            Ok(plan) => plan,
+            Err(diagnostic) => return Err(failed(linter, diagnostic)),
+        };
         if !plan.requests.is_empty() {
             for request in plan.requests {
                 if !requests.iter().any(|seen| seen.key == request.key) {
@@ -201,14 +226,46 @@ pub fn lower(
             }
             continue;
         }
-        let target = stages::lower_plan(&plan, &mut graph)
-            .map_err(|diagnostic| vec![as_error(diagnostic)])?;
+        let (target, described) = match stages::lower_plan(&plan, &mut graph) {
+            Ok(lowered) => lowered,
+            Err(diagnostic) => return Err(failed(linter, diagnostic)),
+        };
         targets.push(target);
+        outline.get_or_insert(described);
     }
     if !requests.is_empty() {
         return Ok(Lowering::NeedImages(requests));
     }
-    Ok(Lowering::Done(Lowered { graph, targets }))
+    let mut warnings = linter.finish();
+    if strict && !warnings.is_empty() {
+        warnings.push(as_error(lint::violation(&warnings)));
+        return Err(warnings);
+    }
+    let outline = outline.unwrap_or_default();
+    Ok(Lowering::Done(Box::new(Lowered { graph, targets, warnings, outline })))
+}
+
+/// The build argument replaces the directive.
+fn checks(dockerfile: &Dockerfile, options: &LowerOptions) -> Result<Checks, Vec<Diagnostic>> {
+    let directive = dockerfile.directives.iter().find(|directive| directive.name == "check");
+    let text = match (options.build_args.get("BUILDKIT_DOCKERFILE_CHECK"), directive) {
+        (Some(given), _) => given,
+        (None, Some(directive)) => &directive.value,
+        (None, None) => return Ok(Checks::default()),
+    };
+    Checks::parse(text).map_err(|why| {
+        let span = directive.map_or(Span::default(), |directive| directive.span);
+        let message = format!("failed to parse check options: {why}");
+        let help = "for example # check=skip=JSONArgsRecommended;error=true";
+        vec![as_error(Diagnostic::error(span, message).help(help))]
+    })
+}
+
+/// What lints found, and the error behind it.
+fn failed(linter: &Linter, diagnostic: Diagnostic) -> Vec<Diagnostic> {
+    let mut all = linter.found();
+    all.push(as_error(diagnostic));
+    all
 }
 
 fn as_error(diagnostic: Diagnostic) -> Diagnostic {

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::Diagnostic;
 use crate::directive::Directive;
 use crate::grammar;
 use crate::instruction::{self, Instruction, Word};
@@ -19,6 +19,8 @@ pub struct Dockerfile {
     pub escape: char,
     /// The instructions, in order.
     pub statements: Vec<Statement>,
+    /// Blank lines inside of continued instructions.
+    pub blank_continuations: Vec<Span>,
 }
 
 /// One instruction and all that belongs to it.
@@ -38,7 +40,7 @@ pub struct Statement {
     pub span: Span,
 }
 
-/// Parses a file. The tree holds every instruction that could be read; the diagnostics say what is
+/// Parses a file. The tree holds every instruction that could be read; the errors say what is
 /// wrong with the rest, and whether the file as a whole makes no sense (no instruction, no FROM).
 #[must_use]
 pub fn parse(source: &Source) -> (Dockerfile, Vec<Diagnostic>) {
@@ -50,8 +52,13 @@ pub fn parse(source: &Source) -> (Dockerfile, Vec<Diagnostic>) {
             Err(diagnostic) => diagnostics.push(diagnostic),
         }
     }
-    let dockerfile = Dockerfile { directives: lines.directives, escape: lines.escape, statements };
-    if !diagnostics.iter().any(|d| d.severity == Severity::Error) {
+    let dockerfile = Dockerfile {
+        directives: lines.directives,
+        escape: lines.escape,
+        statements,
+        blank_continuations: lines.blank_continuations,
+    };
+    if diagnostics.is_empty() {
         diagnostics.extend(whole(source, &dockerfile));
     }
     (dockerfile, diagnostics)
@@ -68,7 +75,6 @@ pub fn parse_trigger(source: &Source) -> (Vec<Statement>, Vec<Diagnostic>) {
             Err(diagnostic) => diagnostics.push(diagnostic),
         }
     }
-    diagnostics.retain(|d| d.severity == Severity::Error);
     (statements, diagnostics)
 }
 
@@ -156,13 +162,12 @@ impl Statement {
 pub fn check_round_trip(text: &str) {
     let source = Source::new("Dockerfile", text.to_owned());
     let (first, diagnostics) = parse(&source);
-    if diagnostics.iter().any(|d| d.severity == Severity::Error) {
+    if !diagnostics.is_empty() {
         return;
     }
     let printed = first.to_string();
     let (second, diagnostics) = parse(&Source::new("Dockerfile", printed.clone()));
-    let errors: Vec<_> = diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
-    assert!(errors.is_empty(), "{text:?} prints as {printed:?}, which has {errors:?}");
+    assert!(diagnostics.is_empty(), "{text:?} prints as {printed:?}, which has {diagnostics:?}");
     let shape = |dockerfile: &Dockerfile| -> Vec<(String, Vec<String>)> {
         let bodies = |s: &Statement| s.heredocs.iter().map(|d| d.content.clone()).collect();
         dockerfile.statements.iter().map(|s| (s.text.clone(), bodies(s))).collect()
@@ -239,14 +244,6 @@ mod tests {
         ] {
             assert_eq!(messages(text), [expect], "{text}");
         }
-    }
-
-    #[test]
-    fn empty_continuation_lines_are_warned_of() {
-        assert_eq!(
-            messages("FROM a\nRUN b \\\n\n c\n"),
-            ["3:1 Empty continuation line found in: RUN b  c"]
-        );
     }
 
     #[test]

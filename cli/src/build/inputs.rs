@@ -162,6 +162,14 @@ impl Inputs {
         }
     }
 
+    /// What the ignore file of the main context leaves out.
+    ///
+    /// # Errors
+    /// A pattern that makes no sense.
+    pub(super) fn ignore(&self) -> Result<Patterns, Failure> {
+        folder(Path::new(""), self.ignore.clone()).map(|folder| folder.ignore)
+    }
+
     /// When the main context was made, in seconds since 1970: `SOURCE_DATE_EPOCH=context`.
     pub(super) fn context_time(&self) -> Option<i64> {
         match &self.context {
@@ -295,6 +303,26 @@ pub(super) fn read_text(from: &mut impl Read, name: &str) -> Result<String, Fail
         ))
         .hint("save the file as UTF-8")
     })
+}
+
+/// A Dockerfile by its path, and how errors call it.
+///
+/// # Errors
+/// It is not there, or no text.
+pub(crate) fn read_file(path: &Path) -> Result<(String, String), Failure> {
+    let name = path.display().to_string();
+    let mut opened = fs::File::open(path).map_err(|e| Failure::io("read", &name, &e))?;
+    let text = read_text(&mut opened, &name)?;
+    Ok((short(&name), text))
+}
+
+/// The ignore patterns of a Dockerfile whose context is its own folder.
+///
+/// # Errors
+/// A pattern that makes no sense.
+pub(crate) fn ignore_beside(path: &Path) -> Result<Patterns, Failure> {
+    let context = path.parent().unwrap_or(Path::new(""));
+    folder(context, read_ignore(path, context)).map(|folder| folder.ignore)
 }
 
 /// `<Dockerfile>.dockerignore` beside the Dockerfile, else `.dockerignore` of the context.

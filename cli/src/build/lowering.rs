@@ -11,12 +11,14 @@ use kiln_parser::lower::{
 };
 use kiln_parser::platform::Platform;
 use kiln_parser::tree::Dockerfile;
-use kiln_parser::{lower as language, tree};
+use kiln_parser::{lower as language, outline, tree};
 use rayon::prelude::*;
 
 use super::inputs::Inputs;
 use super::options::{BuildOptions, LanguageOptions};
 use super::values::{self, ContextValue};
+use crate::call::check::Checked;
+use crate::call::{self, Call, Method};
 use crate::failure::Failure;
 use crate::render;
 use crate::settings::{caller_variable, docker_proxies};
@@ -48,6 +50,8 @@ pub(super) fn options(options: &BuildOptions, inputs: &Inputs) -> Result<LowerOp
             .map(|text| values::bytes("shm-size", text))
             .transpose()?,
         ulimits: Arc::new(ulimits),
+        ignore: inputs.ignore()?,
+        all_stages: false,
     })
 }
 
@@ -149,29 +153,87 @@ fn ulimit(text: &str) -> Result<Ulimit, Failure> {
     Ok(Ulimit { name: name.to_owned(), soft: number(soft)?, hard: number(hard)? })
 }
 
-/// Parses and lowers; asks for images until all are known. Warnings are shown where `warn` says so.
+/// Parses and lowers; warnings are shown where `warn` says so.
 pub(super) fn lower(
     inputs: &Inputs,
     options: &LowerOptions,
     images: &Images,
     warn: bool,
 ) -> Result<Lowered, Failure> {
-    let (dockerfile, diagnostics) = tree::parse(&inputs.source);
-    if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
-        return Err(broken(inputs, &diagnostics));
+    let show = |found: &[Diagnostic]| {
+        if warn && !found.is_empty() {
+            crate::command::print_error(&format!("{}\n\n", draw(inputs, found)));
+        }
+    };
+    match resolve(inputs, options, images)? {
+        Ok(lowered) => {
+            show(&lowered.warnings);
+            Ok(lowered)
+        }
+        Err(found) => {
+            let (errors, warnings): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|found| found.severity == Severity::Error);
+            show(&warnings);
+            Err(broken(inputs, &errors))
+        }
     }
-    if !diagnostics.is_empty() && warn {
-        crate::command::print_error(&format!("{}\n\n", draw(inputs, &diagnostics)));
+}
+
+/// Asks for images until all are known. What is wrong with the Dockerfile itself is the inner error.
+fn resolve(
+    inputs: &Inputs,
+    options: &LowerOptions,
+    images: &Images,
+) -> Result<Result<Lowered, Vec<Diagnostic>>, Failure> {
+    let (dockerfile, diagnostics) = tree::parse(&inputs.source);
+    if !diagnostics.is_empty() {
+        return Ok(Err(diagnostics));
     }
     check_syntax(&dockerfile)?;
     let mut known = Known::new();
     loop {
         match language::lower(&dockerfile, options, &known) {
-            Err(diagnostics) => return Err(broken(inputs, &diagnostics)),
-            Ok(Lowering::Done(lowered)) => return Ok(lowered),
+            Err(found) => return Ok(Err(found)),
+            Ok(Lowering::Done(lowered)) => return Ok(Ok(*lowered)),
             Ok(Lowering::NeedImages(requests)) => look_up(inputs, images, requests, &mut known)?,
         }
     }
+}
+
+/// Answers a question about the Dockerfile instead of building it.
+pub(super) fn call(
+    call: Call,
+    inputs: &Inputs,
+    mut options: LowerOptions,
+    images: &Images,
+) -> Result<(), Failure> {
+    let source = &inputs.source;
+    let text = match call.method {
+        Method::Describe => call::describe(call.format),
+        Method::Targets => {
+            let (dockerfile, diagnostics) = tree::parse(source);
+            if !diagnostics.is_empty() {
+                return Err(broken(inputs, &diagnostics));
+            }
+            call::targets::answer(source, &outline::targets(&dockerfile), call.format)
+        }
+        Method::Outline => {
+            let lowered = lower(inputs, &options, images, false)?;
+            call::outline::answer(source, &lowered.outline, call.format)
+        }
+        Method::Check => {
+            options.all_stages = options.target.is_none();
+            let found = match resolve(inputs, &options, images)? {
+                Ok(lowered) => lowered.warnings,
+                Err(found) => found,
+            };
+            let checked = [Checked::new(source.clone(), found)];
+            crate::command::print(&call::check::answer(&checked, call.format))?;
+            let failed = !checked[0].is_clean() && !call.ignore_status;
+            return if failed { Err(Failure::told()) } else { Ok(()) };
+        }
+    };
+    crate::command::print(&text)
 }
 
 /// `# syntax=`: Kiln's own parser stands for every `docker/dockerfile`; no other frontend is run.
@@ -215,14 +277,9 @@ fn look_up(
     Ok(())
 }
 
-fn broken(inputs: &Inputs, diagnostics: &[Diagnostic]) -> Failure {
-    let errors: Vec<Diagnostic> = diagnostics
-        .iter()
-        .filter(|diagnostic| diagnostic.severity == Severity::Error)
-        .cloned()
-        .collect();
+fn broken(inputs: &Inputs, errors: &[Diagnostic]) -> Failure {
     let message = errors.first().map_or("", |diagnostic| diagnostic.message.as_str());
-    Failure::input(message).excerpt(draw(inputs, &errors))
+    Failure::input(message).excerpt(draw(inputs, errors))
 }
 
 pub(super) fn draw(inputs: &Inputs, diagnostics: &[Diagnostic]) -> String {

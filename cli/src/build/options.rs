@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::refused::RefusedOptions;
+use crate::call::Call;
+use crate::failure::Failure;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -48,6 +50,19 @@ pub(crate) struct BuildOptions {
     pub(crate) refused: RefusedOptions,
 }
 
+impl BuildOptions {
+    /// The question that is asked instead of building, if one is.
+    ///
+    /// # Errors
+    /// A malformed `--call`.
+    pub(crate) fn call(&self) -> Result<Option<Call>, Failure> {
+        if self.language.check {
+            return Call::parse("check");
+        }
+        self.language.call.as_deref().map_or(Ok(None), Call::parse)
+    }
+}
+
 /// What is read.
 #[derive(Args, Debug)]
 pub(crate) struct InputOptions {
@@ -74,6 +89,14 @@ pub(crate) struct LanguageOptions {
     /// Stage to build
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
+
+    /// Answer a question instead of building: check|outline|targets[,format=text|json|sarif]
+    #[arg(long, value_name = "METHOD", conflicts_with = "check")]
+    pub(crate) call: Option<String>,
+
+    /// The same as --call=check
+    #[arg(long)]
+    pub(crate) check: bool,
 
     /// Build argument: NAME=VALUE, or NAME for the caller's environment variable
     #[arg(long, value_name = "NAME[=VALUE]")]

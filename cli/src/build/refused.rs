@@ -21,11 +21,7 @@ pub(crate) struct RefusedOptions {
     #[arg(long, hide = true)]
     cache_to: Vec<String>,
     #[arg(long, hide = true)]
-    call: Option<String>,
-    #[arg(long, hide = true)]
     cgroup_parent: Option<String>,
-    #[arg(long, hide = true)]
-    check: bool,
     #[arg(long, hide = true)]
     isolation: Option<String>,
     #[arg(long, hide = true)]
@@ -64,7 +60,7 @@ impl RefusedOptions {
     }
 
     /// Whether it was given, its name, what to do instead.
-    fn table(&self) -> [(bool, &'static str, &'static str); 18] {
+    fn table(&self) -> [(bool, &'static str, &'static str); 16] {
         [
             (!self.allow.is_empty(), "allow", ""),
             (!self.annotation.is_empty(), "annotation", "labels (--label) are supported"),
@@ -76,9 +72,7 @@ impl RefusedOptions {
             ),
             (!self.cache_from.is_empty(), "cache-from", "the local cache is always used"),
             (!self.cache_to.is_empty(), "cache-to", "the local cache is always written"),
-            (self.call.as_deref().is_some_and(|call| call != "build"), "call", ""),
             (self.cgroup_parent.is_some(), "cgroup-parent", ""),
-            (self.check, "check", ""),
             (self.isolation.as_deref().is_some_and(|i| i != "default"), "isolation", ""),
             (
                 self.load,

@@ -233,6 +233,7 @@ fn base_image(image: &Resolved) -> Result<BaseImage, Failure> {
         digest: image.digest.to_string(),
         config: from_document(&container, author),
         platform: language_platform(&image.platform),
+        unknown: false,
         diff_ids: image.layers.iter().map(|layer| layer.diff_id.to_string()).collect(),
     })
 }

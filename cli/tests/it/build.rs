@@ -52,7 +52,11 @@ fn warnings_are_shown_with_their_place() {
     let world = World::new();
     world.busybox().file("Dockerfile", "FROM busybox\nRUN echo a \\\n\n  b\n");
     let built = world.build(&[]).ok();
-    assert!(built.err.contains("warning: Empty continuation line"), "{}", built.err);
+    assert!(
+        built.err.contains("warning[NoEmptyContinuation]: Empty continuation line"),
+        "{}",
+        built.err
+    );
     assert!(built.err.contains("Dockerfile:3:1"), "{}", built.err);
 }
 

@@ -22,6 +22,8 @@ pub struct From {
     pub as_word: Option<Word>,
     /// The stage's name in lower case.
     pub name: Option<Word>,
+    /// The stage's name as written.
+    pub written_name: Option<String>,
 }
 
 /// ONBUILD.
@@ -45,7 +47,8 @@ pub(super) fn from(context: &Context<'_>) -> Result<From, Diagnostic> {
                 .help("write FROM IMAGE or FROM IMAGE AS NAME"));
         }
     };
-    Ok(From { platform: flags.text("platform"), image, as_word, name })
+    let written_name = words.get(2).map(|word| word.text.clone());
+    Ok(From { platform: flags.text("platform"), image, as_word, name, written_name })
 }
 
 fn stage_name(word: &Word) -> Result<Word, Diagnostic> {

@@ -1,6 +1,6 @@
 //! Arguments and environment: the global scope, the automatic arguments, the values of a stage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::LowerOptions;
@@ -93,25 +93,32 @@ pub(super) fn automatic(options: &LowerOptions, target: &Platform, stage: &str) 
     variables
 }
 
-/// ARGs in front of the first FROM.
+/// ARGs in front of the first FROM; gives for each which arguments its default names.
 pub(super) fn declare_global(
     variables: &mut Variables,
     arguments: &[Argument],
     escape: char,
     build_args: &BTreeMap<String, String>,
-) -> Result<(), Diagnostic> {
+) -> Result<Vec<BTreeSet<String>>, Diagnostic> {
+    let mut uses = Vec::with_capacity(arguments.len());
     for argument in arguments {
         let name = &argument.name.text;
+        let mut used = BTreeSet::new();
         let value = match (build_args.get(name), &argument.value) {
             (Some(given), _) => Some(given.clone()),
-            (None, Some(default)) => Some(expand_word(default, escape, variables)?.text),
+            (None, Some(default)) => {
+                let expanded = expand_word(default, escape, variables)?;
+                used = expanded.used;
+                Some(expanded.text)
+            }
             (None, None) => None,
         };
         if let Some(value) = value {
             variables.set(name, &value);
         }
+        uses.push(used);
     }
-    Ok(())
+    Ok(uses)
 }
 
 /// Proxy variables of the build arguments, in both spellings, for the environment of steps.

@@ -60,6 +60,9 @@ pub(super) fn lower_copy(
         if GitRef::parse(&path, false).is_some() {
             return Err(remote_error("source can't be a git ref for COPY", source.span));
         }
+        if copy.from.is_none() {
+            stage.check_ignored("Copy", &path, source.span);
+        }
         paths.push(CopySource { from: from.clone(), path, unpack: Unpack::Never });
     }
     finish(stage, &request, paths, statement, graph)
@@ -159,6 +162,7 @@ fn add_source(
         let unpack = if add.unpack == Some(true) { Unpack::IfArchive } else { Unpack::Never };
         return Ok(CopySource { from: CopyFrom::Remote(node), path: String::new(), unpack });
     }
+    stage.check_ignored("Add", &path, span);
     let unpack = if add.unpack == Some(false) { Unpack::Never } else { Unpack::IfArchive };
     let from = stage.context("context", span, graph);
     Ok(CopySource { from, path, unpack })
@@ -263,8 +267,10 @@ fn inline_source(stage: &Stage<'_, '_>, inline: &InlineSource) -> Result<CopySou
     let document = &inline.document;
     let mut data = document.text();
     if document.expand {
-        let expanded = expand(&data, '\\', Quotes::Ordinary, &stage.result.env);
-        data = expanded.map_err(|error| Diagnostic::error(document.span, error.reason))?.text;
+        let expanded = expand(&data, '\\', Quotes::Ordinary, &stage.result.env)
+            .map_err(|error| Diagnostic::error(document.span, error.reason))?;
+        stage.check_variables(&expanded.missing, document.span);
+        data = expanded.text;
     }
     let file = InlineFile { name: document.name.clone(), data };
     Ok(CopySource { from: CopyFrom::Inline(file), path: String::new(), unpack: Unpack::Never })

@@ -32,6 +32,18 @@ pub(super) fn expand_ports(word: &str) -> Result<Vec<String>, String> {
     Ok((start..=end).map(|port| format!("{port}/{protocol}")).collect())
 }
 
+/// Whether a word names a protocol that is not in lower case.
+pub(super) fn has_odd_casing(word: &str) -> bool {
+    let protocol = split(word).2.split_once('/').map_or("", |(_, protocol)| protocol);
+    protocol != protocol.to_lowercase()
+}
+
+/// Whether a word names an address or a port of the host, which mean nothing to EXPOSE.
+pub(super) fn has_mapping(word: &str) -> bool {
+    let (ip, host, _) = split(word);
+    !ip.is_empty() || !host.is_empty()
+}
+
 /// `ip:host:container`, from the right; an IPv6 address has brackets.
 fn split(word: &str) -> (&str, &str, &str) {
     let Some((before, container)) = word.rsplit_once(':') else { return ("", "", word) };

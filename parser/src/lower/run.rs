@@ -201,10 +201,11 @@ fn deduplicate(mounts: Vec<Mount>) -> Vec<Mount> {
     kept
 }
 
+/// Where a mount is seen: below the working directory, or that directory itself where nothing is said.
 fn target(stage: &Stage<'_, '_>, flag: &MountFlag, word: &Word) -> Result<String, Diagnostic> {
     let text = flag.target.as_deref().unwrap_or_default();
     let path = absolute(stage, text);
-    if text.is_empty() || path == "/" {
+    if path == "/" {
         return Err(Diagnostic::error(word.span, format!("invalid mount target {:?}", path))
             .help("give target= a path below the root"));
     }
@@ -293,7 +294,7 @@ fn owner(flag: &MountFlag, mode: u32) -> (u32, u32, u32) {
     (flag.mode.unwrap_or(mode), flag.uid.unwrap_or(0), flag.gid.unwrap_or(0))
 }
 
-fn secret(stage: &Stage<'_, '_>, flag: &MountFlag, word: &Word) -> Result<Mount, Diagnostic> {
+fn secret(stage: &mut Stage<'_, '_>, flag: &MountFlag, word: &Word) -> Result<Mount, Diagnostic> {
     let base =
         |path: &str| path.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default().to_owned();
     let id = flag.id.clone().or_else(|| flag.source.clone());
@@ -309,6 +310,7 @@ fn secret(stage: &Stage<'_, '_>, flag: &MountFlag, word: &Word) -> Result<Mount,
         None if flag.env.is_some() => None,
         None => Some(format!("/run/secrets/{}", base(&id))),
     };
+    stage.result.described.secret(&id, flag.required, stage.current_span());
     Ok(Mount::Secret {
         target,
         env: flag.env.clone(),
@@ -319,7 +321,7 @@ fn secret(stage: &Stage<'_, '_>, flag: &MountFlag, word: &Word) -> Result<Mount,
 }
 
 fn ssh(
-    stage: &Stage<'_, '_>,
+    stage: &mut Stage<'_, '_>,
     flag: &MountFlag,
     word: &Word,
     number: usize,
@@ -332,5 +334,6 @@ fn ssh(
         None => format!("/run/buildkit/ssh_agent.{number}"),
     };
     let id = flag.id.clone().unwrap_or_else(|| "default".to_owned());
+    stage.result.described.ssh(&id, flag.required, stage.current_span());
     Ok(Mount::Ssh { id, target, required: flag.required, owner: owner(flag, 0o600) })
 }

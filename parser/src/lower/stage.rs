@@ -1,9 +1,10 @@
 //! One stage: its instructions in order, each changing the state or adding a node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::args::{self, Variables, expand_word};
+use super::outline::Described;
 use super::stages::{Place, Plan, StagePlan};
 use super::{HistoryEntry, NamedContext, copy, ports, run};
 use crate::config::{DEFAULT_PATH, ImageConfig};
@@ -15,6 +16,7 @@ use crate::graph::{
     Unpack,
 };
 use crate::instruction::{Argument, Command, Healthcheck, Instruction, Pair, Word};
+use crate::lines::Comment;
 use crate::platform::Platform;
 use crate::source::Span;
 use crate::tree::Statement;
@@ -32,6 +34,12 @@ pub(super) struct StageResult {
     /// What the image says it is for.
     pub(super) image_platform: Platform,
     pub(super) arguments: Vec<(String, Option<String>)>,
+    /// What the stage's own instructions can be given.
+    pub(super) described: Described,
+    /// A WORKDIR of this file came before.
+    workdir_set: bool,
+    /// The base's configuration is not known.
+    unknown: bool,
     pub(super) env: Variables,
 }
 
@@ -49,6 +57,10 @@ pub(super) struct Stage<'p, 'a> {
     steps_total: usize,
     steps_done: usize,
     in_trigger: bool,
+    /// The instruction that is lowered.
+    current: &'p Statement,
+    /// Where CMD, ENTRYPOINT and HEALTHCHECK stood last.
+    last: BTreeMap<&'static str, Span>,
 }
 
 /// Lowers a stage; those before it are done as far as they are needed.
@@ -71,6 +83,8 @@ pub(super) fn lower_stage(
         steps_total: steps_total(stage),
         steps_done: 0,
         in_trigger: false,
+        current: stage.statement,
+        last: BTreeMap::new(),
     };
     lowering.start(graph)?;
     if stage.replaced {
@@ -79,10 +93,12 @@ pub(super) fn lower_stage(
     lowering.prepare();
     lowering.in_trigger = true;
     for statement in &stage.triggers {
+        lowering.current = statement;
         lowering.instruction(statement, graph)?;
     }
     lowering.in_trigger = false;
     for statement in &stage.statements {
+        lowering.current = statement;
         lowering.instruction(statement, graph)?;
     }
     Ok(lowering.result)
@@ -97,6 +113,9 @@ fn empty_result(plan: &Plan<'_>, stage: &StagePlan<'_>) -> StageResult {
         platform: stage.platform.clone().unwrap_or_else(|| plan.platform.clone()),
         image_platform: plan.platform.clone(),
         arguments: Vec::new(),
+        described: Described::default(),
+        workdir_set: false,
+        unknown: false,
         env: Variables::default(),
     }
 }
@@ -128,6 +147,7 @@ impl Stage<'_, '_> {
                 };
                 self.result = parent.clone();
                 self.result.config.on_build.clear();
+                self.result.described = Described::default();
             }
             Place::Empty => {}
             Place::Folder(name) => {
@@ -135,6 +155,8 @@ impl Stage<'_, '_> {
             }
             Place::Image(key) => {
                 let image = self.plan.image(key)?;
+                self.check_base(key, image);
+                self.result.unknown = image.unknown;
                 self.result.snapshot = self.image(key, stage.span, graph)?;
                 self.result.config = image.config.clone();
                 self.result.config.on_build.clear();
@@ -270,7 +292,9 @@ impl Stage<'_, '_> {
 
     pub(super) fn expand(&self, word: &Word) -> Result<String, Diagnostic> {
         let escape = if self.in_trigger { '\\' } else { self.plan.dockerfile.escape };
-        expand_word(word, escape, &self.result.env).map(|expanded| expanded.text)
+        let expanded = expand_word(word, escape, &self.result.env)?;
+        self.check_variables(&expanded.missing, word.span);
+        Ok(expanded.text)
     }
 
     /// What a step is called: variables that are known are filled in, quotes stay.
@@ -280,6 +304,31 @@ impl Stage<'_, '_> {
         let shown = expand(text, self.plan.dockerfile.escape, Quotes::Keep, &self.result.env);
         let shown = shown.map_or_else(|_| text.to_owned(), |expanded| expanded.text);
         format!("{} {shown}", statement.keyword.text.to_uppercase()).trim_end().to_owned()
+    }
+
+    /// The instruction that is lowered.
+    pub(super) fn current_span(&self) -> Span {
+        self.current.span
+    }
+
+    /// The comments above it.
+    pub(super) fn comments(&self) -> &[Comment] {
+        &self.current.comments
+    }
+
+    /// Nothing is known of the base's configuration.
+    pub(super) fn base_is_unknown(&self) -> bool {
+        self.result.unknown
+    }
+
+    /// Remembers where an instruction stands; gives where it stood before.
+    pub(super) fn last_place(&mut self, name: &'static str, span: Span) -> Option<Span> {
+        self.last.insert(name, span)
+    }
+
+    /// Remembers that there was a WORKDIR; whether there was one before.
+    pub(super) fn mark_workdir(&mut self) -> bool {
+        std::mem::replace(&mut self.result.workdir_set, true)
     }
 
     pub(super) fn remember(&mut self, created_by: String, node: Option<NodeId>) {
@@ -311,6 +360,7 @@ impl Stage<'_, '_> {
                 Ok(())
             }
             Instruction::Cmd(command) => {
+                self.check_command("CMD", Some(command));
                 let words = self.with_shell(command);
                 self.remember(format!("CMD {}", quoted(&words)), None);
                 self.result.config.cmd = Some(words);
@@ -319,6 +369,7 @@ impl Stage<'_, '_> {
                 Ok(())
             }
             Instruction::Entrypoint(command) => {
+                self.check_command("ENTRYPOINT", Some(command));
                 let words = self.with_shell(command);
                 self.remember(format!("ENTRYPOINT {}", quoted(&words)), None);
                 self.result.config.entrypoint = (!words.is_empty()).then_some(words);
@@ -328,6 +379,7 @@ impl Stage<'_, '_> {
                 Ok(())
             }
             Instruction::Healthcheck(check) => {
+                self.check_command("HEALTHCHECK", None);
                 self.remember(format!("HEALTHCHECK {}", go_healthcheck(check)), None);
                 self.result.config.healthcheck = Some(check.clone());
                 Ok(())
@@ -362,6 +414,7 @@ impl Stage<'_, '_> {
         let mut texts = Vec::new();
         for argument in arguments {
             let name = &argument.name.text;
+            self.check_secret("ARG", name, argument.name.span);
             let given = self.plan.options.build_args.get(name).cloned();
             let value = match (given, &argument.value) {
                 (Some(given), _) => Some(given),
@@ -374,6 +427,7 @@ impl Stage<'_, '_> {
             } else {
                 texts.push(name.clone());
             }
+            self.result.described.argument(argument, value.clone(), self.current);
             self.result.arguments.push((name.clone(), value));
         }
         self.remember(format!("ARG {}", texts.join(" ")), None);
@@ -387,6 +441,10 @@ impl Stage<'_, '_> {
 
     fn env(&mut self, pairs: &[Pair]) -> Result<(), Diagnostic> {
         let values = self.pairs(pairs)?;
+        self.check_pairs("ENV", pairs);
+        for ((name, _), pair) in values.iter().zip(pairs) {
+            self.check_secret("ENV", name, pair.name.span);
+        }
         let mut text = "ENV".to_owned();
         for (name, value) in values {
             text.push_str(&format!(" {name}={value}"));
@@ -411,6 +469,7 @@ impl Stage<'_, '_> {
 
     fn label(&mut self, pairs: &[Pair]) -> Result<(), Diagnostic> {
         let values = self.pairs(pairs)?;
+        self.check_pairs("LABEL", pairs);
         let mut text = "LABEL".to_owned();
         for (name, value) in values {
             text.push_str(&format!(" {name}={value}"));
@@ -427,6 +486,7 @@ impl Stage<'_, '_> {
         graph: &mut Graph,
     ) -> Result<(), Diagnostic> {
         let path = self.expand(word)?;
+        self.check_workdir(&path, word.span);
         let path = if path.starts_with('/') {
             path
         } else {
@@ -479,7 +539,9 @@ impl Stage<'_, '_> {
         let mut keys = Vec::new();
         for word in words {
             let expanded = expand_word(word, self.plan.dockerfile.escape, &self.result.env)?;
+            self.check_variables(&expanded.missing, word.span);
             for port in expanded.words {
+                self.check_port(&port, word.span);
                 let found = ports::expand_ports(&port).map_err(|why| {
                     Diagnostic::error(word.span, why).help(
                         "a port is 0 to 65535, a range 8000-8010, a protocol tcp, udp or sctp",

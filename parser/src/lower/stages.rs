@@ -1,16 +1,20 @@
 //! Stages: their names, bases and triggers; which of them a target reaches; what images that takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::args::{self, Variables, expand_word};
+use super::outline;
 use super::stage::{self, StageResult};
 use super::{BaseImage, ImageRequest, Known, LowerOptions, NamedContext, NoCache, Target};
 use crate::config::ImageConfig;
 use crate::diagnostic::Diagnostic;
+use crate::expand::{Expanded, Lookup as _};
 use crate::graph::{Graph, ImageKey, ImageName};
 use crate::instruction::{From, Instruction, Word};
 use crate::lines::heredoc_word;
+use crate::lint::{Linter, rules};
 use crate::mount;
+use crate::outline::{Outline, OutlineArgument};
 use crate::platform::Platform;
 use crate::source::{Source, Span};
 use crate::suggest;
@@ -48,6 +52,10 @@ pub(super) struct StagePlan<'a> {
     /// What the base's ONBUILD adds in front.
     pub(super) triggers: Vec<Statement>,
     pub(super) reachable: bool,
+    /// The FROM itself.
+    pub(super) statement: &'a Statement,
+    /// Arguments that the FROM names.
+    pub(super) used: BTreeSet<String>,
 }
 
 /// Everything that is known before instructions are lowered.
@@ -61,7 +69,12 @@ pub(super) struct Plan<'a> {
     pub(super) target: usize,
     pub(super) epoch: Option<i64>,
     pub(super) requests: Vec<ImageRequest>,
+    pub(super) linter: &'a Linter,
+    /// ARGs in front of the first FROM, for the outline.
+    pub(super) global_arguments: Vec<OutlineArgument>,
     names: BTreeMap<String, usize>,
+    /// The global scope as it is where nothing is given.
+    defaults: Variables,
 }
 
 impl<'a> Plan<'a> {
@@ -70,9 +83,12 @@ impl<'a> Plan<'a> {
         options: &'a LowerOptions,
         known: &'a Known,
         platform: Platform,
+        linter: &'a Linter,
     ) -> Result<Self, Diagnostic> {
         let target_name = options.target.clone().unwrap_or_else(|| last_name(dockerfile));
         let globals = args::automatic(options, &platform, &target_name);
+        let mut defaults = globals.clone();
+        declare_defaults(dockerfile, &mut defaults);
         let mut plan = Plan {
             dockerfile,
             options,
@@ -83,7 +99,10 @@ impl<'a> Plan<'a> {
             target: 0,
             epoch: None,
             requests: Vec::new(),
+            linter,
+            global_arguments: Vec::new(),
             names: BTreeMap::new(),
+            defaults,
         };
         plan.collect()?;
         plan.target = plan.find_target()?;
@@ -104,7 +123,13 @@ impl<'a> Plan<'a> {
                 Instruction::Arg(arguments) if self.stages.is_empty() => {
                     let escape = self.escape();
                     let build_args = &self.options.build_args;
-                    args::declare_global(&mut self.globals, arguments, escape, build_args)?;
+                    let used =
+                        args::declare_global(&mut self.globals, arguments, escape, build_args)?;
+                    for (argument, uses) in arguments.iter().zip(used) {
+                        let value = self.globals.get(&argument.name.text).map(str::to_owned);
+                        let described = outline::argument(argument, value, uses, statement);
+                        self.global_arguments.push(described);
+                    }
                 }
                 _ => {
                     if let Some(stage) = self.stages.last_mut() {
@@ -119,6 +144,9 @@ impl<'a> Plan<'a> {
     fn add_stage(&mut self, from: &'a From, statement: &'a Statement) -> Result<(), Diagnostic> {
         let index = self.stages.len();
         let expanded = expand_word(&from.image, self.escape(), &self.globals)?;
+        self.check_arguments(&expanded, &from.image, statement);
+        self.check_default(from, statement);
+        let mut used = expanded.used;
         let base_name = expanded.text;
         if base_name.is_empty() {
             let message = format!("base name ({}) should not be blank", from.image.text);
@@ -131,7 +159,7 @@ impl<'a> Plan<'a> {
                 .help_if(Some(default.to_owned())));
         }
         let platform = match &from.platform {
-            Some(word) => Some(self.stage_platform(word)?),
+            Some(word) => Some(self.stage_platform(word, from, statement, &mut used)?),
             None => None,
         };
         let name = from.name.as_ref().map(|word| word.text.clone()).unwrap_or_default();
@@ -166,12 +194,24 @@ impl<'a> Plan<'a> {
             statements: Vec::new(),
             triggers: Vec::new(),
             reachable: false,
+            statement,
+            used,
         });
         Ok(())
     }
 
-    fn stage_platform(&self, word: &Word) -> Result<Platform, Diagnostic> {
-        let text = expand_word(word, self.escape(), &self.globals)?.text;
+    fn stage_platform(
+        &self,
+        word: &Word,
+        from: &From,
+        statement: &Statement,
+        used: &mut BTreeSet<String>,
+    ) -> Result<Platform, Diagnostic> {
+        let expanded = expand_word(word, self.escape(), &self.globals)?;
+        self.check_arguments(&expanded, word, statement);
+        self.check_platform(&expanded, word, from, statement);
+        used.extend(expanded.used);
+        let text = expanded.text;
         if text.is_empty() {
             let message = format!("empty platform value from expression {}", word.text);
             return Err(Diagnostic::error(word.span, message)
@@ -192,6 +232,62 @@ impl<'a> Plan<'a> {
         let special = format!("{name}::{}", platform.unwrap_or(&self.platform));
         let found = contexts.get_key_value(&special).or_else(|| contexts.get_key_value(name));
         found.map(|(key, _)| key.as_str())
+    }
+
+    fn report(&self, rule: &'static rules::Rule, span: Span, statement: &Statement, text: String) {
+        self.linter.report(rule, span, &statement.comments, text);
+    }
+
+    /// FROM may name only arguments that are declared in front of it.
+    fn check_arguments(&self, expanded: &Expanded, word: &Word, statement: &Statement) {
+        let declared = || self.global_arguments.iter().map(|argument| argument.name.as_str());
+        for name in &expanded.missing {
+            if declared().any(|known| known == name) {
+                continue;
+            }
+            let mut message = format!("FROM argument '{name}' is not declared");
+            if let Some(near) = suggest::nearest(name, declared().chain(self.globals.names())) {
+                message.push_str(&format!(" (did you mean {near}?)"));
+            }
+            self.report(&rules::UNDEFINED_ARG_IN_FROM, word.span, statement, message);
+        }
+    }
+
+    /// With all arguments at their defaults the base's name has to make sense, too.
+    fn check_default(&self, from: &From, statement: &Statement) {
+        let Ok(expanded) = expand_word(&from.image, self.escape(), &self.defaults) else { return };
+        let name = expanded.text;
+        if name.is_empty() || check_reference(&name, from.image.span).is_err() {
+            let message = format!(
+                "Default value for ARG {} results in empty or invalid base image name",
+                from.image.text
+            );
+            self.report(&rules::INVALID_DEFAULT_ARG_IN_FROM, from.image.span, statement, message);
+        }
+    }
+
+    fn check_platform(&self, expanded: &Expanded, word: &Word, from: &From, statement: &Statement) {
+        let only_target = expanded.used.len() == 1 && expanded.used.contains("TARGETPLATFORM");
+        let target = self.globals.get("TARGETPLATFORM").unwrap_or_default();
+        if only_target && expanded.missing.is_empty() && expanded.text == target {
+            let message = format!(
+                "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
+                word.text
+            );
+            self.report(&rules::REDUNDANT_TARGET_PLATFORM, word.span, statement, message);
+        }
+        let constant = expanded.used.is_empty() && expanded.missing.is_empty();
+        let name = from.name.as_ref().map_or("", |name| name.text.as_str());
+        if constant
+            && let Ok(platform) = expanded.text.parse::<Platform>()
+            && !name.contains(&platform.os)
+            && !name.contains(&platform.architecture)
+        {
+            let message =
+                format!("FROM --platform flag should not use constant value {:?}", expanded.text);
+            let rule = &rules::FROM_PLATFORM_FLAG_CONST_DISALLOWED;
+            self.report(rule, word.span, statement, message);
+        }
     }
 
     /// What a named context gives.
@@ -277,7 +373,6 @@ impl<'a> Plan<'a> {
     }
 
     fn find_epoch(&mut self) -> Result<Option<i64>, Diagnostic> {
-        use crate::expand::Lookup as _;
         let given = self.options.build_args.get("SOURCE_DATE_EPOCH").map(String::as_str);
         let Some(text) = given.or_else(|| self.globals.get("SOURCE_DATE_EPOCH")) else {
             return Ok(None);
@@ -293,7 +388,10 @@ impl<'a> Plan<'a> {
     }
 
     /// All references of a stage's instructions, the triggers' first.
-    fn references(&self, stage: &StagePlan<'_>) -> Result<Vec<(Place, Word)>, Diagnostic> {
+    pub(super) fn references(
+        &self,
+        stage: &StagePlan<'_>,
+    ) -> Result<Vec<(Place, Word)>, Diagnostic> {
         let mut found = Vec::new();
         if stage.replaced {
             return Ok(found);
@@ -335,6 +433,9 @@ impl<'a> Plan<'a> {
     /// Walks from the target; loads the triggers of bases that are known, asks for the others.
     fn mark_reachable(&mut self) -> Result<(), Diagnostic> {
         let mut open = vec![self.target];
+        if self.options.all_stages {
+            open.extend(0..self.stages.len());
+        }
         while let Some(index) = open.pop() {
             if self.stages[index].reachable {
                 continue;
@@ -509,6 +610,22 @@ fn circle(uses: &[Vec<usize>]) -> Option<usize> {
     None
 }
 
+/// The ARGs in front of the first FROM with nothing given; what makes no sense is told elsewhere.
+fn declare_defaults(dockerfile: &Dockerfile, variables: &mut Variables) {
+    for statement in &dockerfile.statements {
+        match &statement.instruction {
+            Instruction::Arg(arguments) => {
+                let nothing = BTreeMap::new();
+                let escape = dockerfile.escape;
+                if args::declare_global(variables, arguments, escape, &nothing).is_err() {
+                    return;
+                }
+            }
+            _ => return,
+        }
+    }
+}
+
 fn last_name(dockerfile: &Dockerfile) -> String {
     let last =
         dockerfile.statements.iter().rev().find_map(|statement| match &statement.instruction {
@@ -531,12 +648,13 @@ fn check_reference(name: &str, span: Span) -> Result<(), Diagnostic> {
     let path = name.split(['@']).next().unwrap_or_default();
     let allowed =
         |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '[' | ']');
-    let repository = path.rsplit_once('/').map_or(path, |(_, last)| last);
-    let repository = repository.split(':').next().unwrap_or_default();
+    let last = path.rsplit_once('/').map_or(path, |(_, last)| last);
+    let (repository, tag) = last.split_once(':').map_or((last, None), |(r, tag)| (r, Some(tag)));
     let upper = repository.chars().any(|c| c.is_ascii_uppercase());
     if !upper
         && path.chars().all(allowed)
         && !repository.is_empty()
+        && tag.is_none_or(|tag| !tag.is_empty() && !tag.starts_with(['.', '-']))
         && !path.starts_with(['/', '-', '.'])
     {
         return Ok(());
@@ -548,7 +666,10 @@ fn check_reference(name: &str, span: Span) -> Result<(), Diagnostic> {
 }
 
 /// Lowers every stage that is needed, in the order of the file.
-pub(super) fn lower_plan(plan: &Plan<'_>, graph: &mut Graph) -> Result<Target, Diagnostic> {
+pub(super) fn lower_plan(
+    plan: &Plan<'_>,
+    graph: &mut Graph,
+) -> Result<(Target, Outline), Diagnostic> {
     let mut done: Vec<Option<StageResult>> = Vec::with_capacity(plan.stages.len());
     for index in 0..plan.stages.len() {
         let result = if plan.stages[index].reachable {
@@ -558,10 +679,11 @@ pub(super) fn lower_plan(plan: &Plan<'_>, graph: &mut Graph) -> Result<Target, D
         };
         done.push(result);
     }
+    let outline = outline::describe(plan, &done)?;
     let Some(result) = done.swap_remove(plan.target) else {
         return Err(Diagnostic::error(Span::default(), "the target was not reached"));
     };
-    Ok(finish(plan, result))
+    Ok((finish(plan, result), outline))
 }
 
 fn finish(plan: &Plan<'_>, result: StageResult) -> Target {

@@ -27,10 +27,11 @@ fn lowered(text: &str) -> Lowered {
     let mut known = Known::new();
     loop {
         match lower(&dockerfile, &options, &known).expect("it lowers") {
-            Lowering::Done(lowered) => return lowered,
+            Lowering::Done(lowered) => return *lowered,
             Lowering::NeedImages(requests) => {
                 for request in requests {
                     let image = BaseImage {
+                        unknown: false,
                         digest: "sha256:0".to_owned(),
                         config: ImageConfig::default(),
                         platform: amd64(),

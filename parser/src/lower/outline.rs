@@ -1,0 +1,141 @@
+//! What a target can be given, gathered while its stages are lowered.
+
+use std::collections::BTreeSet;
+
+use super::stage::StageResult;
+use super::stages::{Place, Plan};
+use crate::diagnostic::Diagnostic;
+use crate::expand::Lookup as _;
+use crate::instruction::Argument;
+use crate::outline::{Outline, OutlineArgument, OutlineInput, description};
+use crate::source::Span;
+use crate::tree::Statement;
+
+/// What the instructions of one stage read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Described {
+    arguments: Vec<(OutlineArgument, bool)>,
+    secrets: Vec<OutlineInput>,
+    agents: Vec<OutlineInput>,
+}
+
+impl Described {
+    pub(super) fn argument(
+        &mut self,
+        argument: &Argument,
+        value: Option<String>,
+        statement: &Statement,
+    ) {
+        let own = argument.value.is_some();
+        self.arguments.push((self::argument(argument, value, BTreeSet::new(), statement), own));
+    }
+
+    pub(super) fn secret(&mut self, name: &str, required: bool, span: Span) {
+        input(&mut self.secrets, name, required, span);
+    }
+
+    pub(super) fn ssh(&mut self, name: &str, required: bool, span: Span) {
+        input(&mut self.agents, name, required, span);
+    }
+}
+
+fn input(list: &mut Vec<OutlineInput>, name: &str, required: bool, span: Span) {
+    match list.iter_mut().find(|known| known.name == name) {
+        Some(known) => known.required |= required,
+        None => list.push(OutlineInput { name: name.to_owned(), required, span }),
+    }
+}
+
+/// One ARG as an outline shows it.
+pub(super) fn argument(
+    argument: &Argument,
+    value: Option<String>,
+    uses: BTreeSet<String>,
+    statement: &Statement,
+) -> OutlineArgument {
+    OutlineArgument {
+        name: argument.name.text.clone(),
+        value: value.unwrap_or_default(),
+        description: description(&statement.comments, &argument.name.text),
+        span: statement.span,
+        uses,
+    }
+}
+
+/// The target's outline: its own stage first, then those it needs.
+pub(super) fn describe(
+    plan: &Plan<'_>,
+    done: &[Option<StageResult>],
+) -> Result<Outline, Diagnostic> {
+    let target = &plan.stages[plan.target];
+    let name = target.from.name.as_ref().map(|name| name.text.clone()).unwrap_or_default();
+    let mut outline = Outline {
+        description: description(&target.statement.comments, &name),
+        name,
+        ..Outline::default()
+    };
+    let (mut open, mut seen) = (vec![plan.target], BTreeSet::new());
+    while let Some(index) = open.pop() {
+        if !seen.insert(index) {
+            continue;
+        }
+        let stage = &plan.stages[index];
+        let references = plan.references(stage)?;
+        let places = references.iter().map(|(place, _)| place).rev().chain([&stage.base]);
+        open.extend(places.filter_map(|place| match place {
+            Place::Stage(needed) => Some(*needed),
+            _ => None,
+        }));
+        let Some(result) = &done[index] else { continue };
+        add_stage(&mut outline, plan, stage.used.iter(), &result.described);
+    }
+    outline.arguments.sort_by_key(|argument| argument.span);
+    outline.secrets.sort_by_key(|secret| secret.span);
+    outline.agents.sort_by_key(|agent| agent.span);
+    Ok(outline)
+}
+
+fn add_stage<'n>(
+    outline: &mut Outline,
+    plan: &Plan<'_>,
+    used: impl Iterator<Item = &'n String>,
+    described: &Described,
+) {
+    let mut wanted: Vec<String> = used.cloned().collect();
+    for (argument, own) in &described.arguments {
+        let global = plan.global_arguments.iter().any(|known| known.name == argument.name);
+        let given = plan.options.build_args.contains_key(&argument.name);
+        if !*own && !given && !global && plan.globals.get(&argument.name).is_some() {
+            // TARGETARCH and the like are nobody's to give.
+            continue;
+        }
+        if *own || !global {
+            add(&mut outline.arguments, argument);
+        } else {
+            wanted.push(argument.name.clone());
+        }
+    }
+    // Global arguments, and those that their defaults name.
+    while let Some(name) = wanted.pop() {
+        let found = plan.global_arguments.iter().rev().find(|known| known.name == name);
+        let Some(found) = found else { continue };
+        if add(&mut outline.arguments, found) {
+            wanted.extend(found.uses.iter().cloned());
+        }
+    }
+    for secret in &described.secrets {
+        input(&mut outline.secrets, &secret.name, secret.required, secret.span);
+    }
+    for agent in &described.agents {
+        input(&mut outline.agents, &agent.name, agent.required, agent.span);
+    }
+}
+
+/// The first of a name is shown; whether this one is.
+fn add(list: &mut Vec<OutlineArgument>, argument: &OutlineArgument) -> bool {
+    if list.iter().any(|known| known.name == argument.name) {
+        return false;
+    }
+    list.push(argument.clone());
+    true
+}
