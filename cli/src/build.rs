@@ -19,9 +19,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use kiln_cache::Store;
 use kiln_executor::cancel::Cancel;
 use kiln_parser::graph::{Mount, Op};
-use kiln_parser::lower::Lowered;
+use kiln_parser::lower::{LowerOptions, Lowered};
 use kiln_solver::outcome::SolveError;
 
+use crate::annotation::{self, Annotation};
 use crate::failure::{Failure, chain};
 use crate::output::{Destination, Output, OutputKind};
 use crate::settings::{Settings, caller_variable};
@@ -42,6 +43,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     options.refused.check()?;
     let outputs = outputs(options)?;
     let names = names(options)?;
+    let annotations = annotations(options)?;
     let secrets = Arc::new(Secrets::parse(&options.input.secret, caller_variable)?);
     let contexts = inputs::named_contexts(options)?;
     let store = Store::open(&settings.root).map_err(|e| Failure::environment(chain(&e)))?;
@@ -76,7 +78,8 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         images: &images,
         targets: &lowered.targets,
         outcome: &outcome,
-        multi_platform: lower_options.platforms.len() > 1,
+        multi_platform: asks_for_index(&lower_options),
+        annotations: &annotations,
         now: now(),
         settings,
     };
@@ -144,6 +147,19 @@ fn check_terminal(output: &Output) -> Result<(), Failure> {
             .hint("add dest=FILE to --output, or send standard output to a file"));
     }
     Ok(())
+}
+
+fn annotations(options: &BuildOptions) -> Result<Vec<Annotation>, Failure> {
+    let each = options.result.annotation.iter().map(|option| annotation::parse(option));
+    Ok(each.collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+/// One platform gets an index, too, where `BUILDKIT_MULTI_PLATFORM` says so.
+fn asks_for_index(options: &LowerOptions) -> bool {
+    let given = options.build_args.get("BUILDKIT_MULTI_PLATFORM");
+    options.platforms.len() > 1
+        || given
+            .is_some_and(|text| matches!(text.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
 }
 
 fn names(options: &BuildOptions) -> Result<Vec<String>, Failure> {

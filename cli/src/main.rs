@@ -7,6 +7,7 @@
     reason = "the documentation of options is their help text, which has brackets of its own"
 )]
 
+mod annotation;
 mod build;
 mod call;
 mod command;

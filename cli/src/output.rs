@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use crate::annotation::{self, Annotation};
 use crate::csv;
 use crate::failure::Failure;
 
@@ -67,6 +68,8 @@ pub(crate) struct Output {
     pub(crate) oci_media_types: bool,
     /// `platform-split=false` merges platforms in one folder.
     pub(crate) platform_split: Option<bool>,
+    /// `annotation[-LEVEL][\[PLATFORM\]].KEY=VALUE`.
+    pub(crate) annotations: Vec<Annotation>,
 }
 
 impl Output {
@@ -81,6 +84,7 @@ impl Output {
             level: None,
             oci_media_types: true,
             platform_split: None,
+            annotations: Vec::new(),
         }
     }
 
@@ -132,8 +136,12 @@ impl Output {
             "oci-mediatypes" => self.oci_media_types = boolean(key, value, text)?,
             "platform-split" => self.platform_split = Some(boolean(key, value, text)?),
             _ => {
+                if let Some(annotation) = annotation::parse_output_key(key, value)? {
+                    self.annotations.push(annotation);
+                    return Ok(());
+                }
                 return Err(bad(text, &format!("key `{key}` is not supported"))
-                    .hint("supported: type, dest, tar, name, push, compression, compression-level, oci-mediatypes, platform-split"));
+                    .hint("supported: type, dest, tar, name, push, compression, compression-level, oci-mediatypes, platform-split, annotation…"));
             }
         }
         Ok(())

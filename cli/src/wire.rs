@@ -4,6 +4,7 @@
 pub(crate) mod config;
 pub(crate) mod copy;
 pub(crate) mod export;
+mod foreign;
 pub(crate) mod images;
 pub(crate) mod ports;
 pub(crate) mod registry;

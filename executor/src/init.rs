@@ -19,6 +19,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
+use crate::cgroup::Group;
 use crate::rootfs::{self, Upper, context};
 use crate::seccomp::Filters;
 use crate::spec::{Limit, Network, RunSpec};
@@ -37,9 +38,18 @@ pub(crate) struct Handles {
     /// One line that says how it ended.
     pub(crate) report: OwnedFd,
     /// The system call filters.
-    pub(crate) filters: Option<Filters>,
+    pub(crate) filters: Option<&'static Filters>,
     /// The builder.
     pub(crate) builder: Pid,
+    /// The step's control group, if it has its own.
+    pub(crate) group: Option<Group>,
+}
+
+impl Handles {
+    /// Closes everything but the control group.
+    pub(crate) fn release(self) -> Option<Group> {
+        self.group
+    }
 }
 
 /// How a step ended, as the processes tell it to the builder: one line of text.
@@ -96,6 +106,9 @@ pub(crate) fn outer(spec: &RunSpec, handles: &Handles) -> ! {
 fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<Side> {
     die_with(handles.builder)?;
     process::reset_signals()?;
+    if let Some(group) = &handles.group {
+        context(|| "enter the control group".to_owned(), group.enter())?;
+    }
     nix::unistd::setsid()?;
     umask(Mode::from_bits_truncate(0o022));
     nix::unistd::dup2_stdin(&handles.stdin)?;
@@ -333,7 +346,7 @@ fn give_up(spec: &RunSpec, handles: &Handles, user: &User) -> io::Result<()> {
     let written = score.write_all(b"0");
     context(|| "set the OOM score".to_owned(), written)?;
     capability::bound()?;
-    if let Some(filters) = &handles.filters {
+    if let Some(filters) = handles.filters {
         context(|| "load the system call filter".to_owned(), filters.load())?;
     }
     let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();

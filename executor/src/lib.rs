@@ -7,6 +7,7 @@
 
 pub mod cancel;
 mod capability;
+mod cgroup;
 pub mod chmod;
 pub mod copy;
 mod etc;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
@@ -10,6 +11,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use thiserror::Error;
 
 use crate::cancel::Cancel;
+use crate::cgroup::Group;
 use crate::init::{self, Handles, Report};
 use crate::seccomp;
 use crate::spec::RunSpec;
@@ -61,6 +63,7 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
     if cancel.is_cancelled() {
         return Err(RunError::Cancelled);
     }
+    let group = group(spec)?;
     let null = rustix::fs::open(
         "/dev/null",
         rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
@@ -74,14 +77,16 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         stdout,
         stderr,
         report,
-        filters: seccomp::compile()?,
+        filters: seccomp::filters()?,
         builder: nix::unistd::getpid(),
+        group,
     };
     let child = match process::fork()? {
         Side::Child => init::outer(spec, &handles),
         Side::Parent(child) => child,
     };
-    drop(handles);
+    // The pipes' ends and the filters are the step's; the groups go when it has ended.
+    let _group = handles.release();
     let drained = stdio::drain(&Pipes { out, err }, log, cancel, || stop(child));
     if drained.is_err() {
         stop(child);
@@ -93,6 +98,15 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         return Err(RunError::Cancelled);
     }
     outcome(&answer)
+}
+
+/// The step's own control group, where one was asked for.
+fn group(spec: &RunSpec) -> Result<Option<Group>, RunError> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let Some(parent) = &spec.cgroup_parent else { return Ok(None) };
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("kiln-{}-{number}", std::process::id());
+    Group::new(parent, &name).map(Some).map_err(|error| RunError::Sandbox(error.to_string()))
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

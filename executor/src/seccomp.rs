@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::OnceLock;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -87,8 +88,14 @@ pub(crate) struct Filters {
     absent: BpfProgram,
 }
 
-/// Compiles the filters; `None` where this architecture has none.
-pub(crate) fn compile() -> io::Result<Option<Filters>> {
+/// The filters, compiled once a process; `None` where this architecture has none.
+pub(crate) fn filters() -> io::Result<Option<&'static Filters>> {
+    static COMPILED: OnceLock<Result<Option<Filters>, String>> = OnceLock::new();
+    let compiled = COMPILED.get_or_init(|| compile().map_err(|error| error.to_string()));
+    compiled.as_ref().map(Option::as_ref).map_err(|why| io::Error::other(why.clone()))
+}
+
+fn compile() -> io::Result<Option<Filters>> {
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(None) };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for &call in REFUSED.iter().chain(REFUSED_HERE) {

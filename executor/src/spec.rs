@@ -111,4 +111,6 @@ pub struct RunSpec {
     pub shm_size: Option<u64>,
     /// Resource limits.
     pub limits: Vec<Limit>,
+    /// The control group below which the step gets its own; `None` for that of the builder.
+    pub cgroup_parent: Option<String>,
 }

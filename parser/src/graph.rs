@@ -168,6 +168,8 @@ pub struct RunOp {
     pub shm_size: Option<u64>,
     /// Resource limits.
     pub ulimits: Arc<Vec<Ulimit>>,
+    /// The control group below which it runs.
+    pub cgroup_parent: Option<Arc<str>>,
 }
 
 /// `RUN --mount`.

@@ -89,6 +89,8 @@ pub struct LowerOptions {
     pub shm_size: Option<u64>,
     /// `--ulimit`.
     pub ulimits: Arc<Vec<Ulimit>>,
+    /// `--cgroup-parent`.
+    pub cgroup_parent: Option<Arc<str>>,
     /// What the ignore file of the main context leaves out, for the rule CopyIgnoredFile.
     pub ignore: Patterns,
     /// All stages are looked at, not only those that the target needs (`--check`).
@@ -110,6 +112,7 @@ impl Default for LowerOptions {
             hosts: Arc::default(),
             shm_size: None,
             ulimits: Arc::default(),
+            cgroup_parent: None,
             ignore: Patterns::default(),
             all_stages: false,
         }

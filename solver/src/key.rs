@@ -176,6 +176,9 @@ fn write_run(run: &RunOp, inputs: &Inputs<'_>, parts: &mut dyn Parts) {
     if let Some(size) = run.shm_size {
         parts.text("shm size", &size.to_string());
     }
+    if let Some(parent) = &run.cgroup_parent {
+        parts.text("cgroup parent", parent);
+    }
     for limit in run.ulimits.iter() {
         parts.text(&format!("limit {}", limit.name), &format!("{}:{}", limit.soft, limit.hard));
     }
@@ -299,6 +302,7 @@ mod tests {
             hosts: Arc::new(vec![("a".into(), "10.0.0.1".into())]),
             shm_size: None,
             ulimits: Arc::default(),
+            cgroup_parent: None,
         }
     }
 

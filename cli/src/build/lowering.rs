@@ -50,6 +50,7 @@ pub(super) fn options(options: &BuildOptions, inputs: &Inputs) -> Result<LowerOp
             .map(|text| values::bytes("shm-size", text))
             .transpose()?,
         ulimits: Arc::new(ulimits),
+        cgroup_parent: language.cgroup_parent.as_deref().map(cgroup_parent).transpose()?,
         ignore: inputs.ignore()?,
         all_stages: false,
     })
@@ -130,6 +131,16 @@ fn no_cache(options: &BuildOptions) -> NoCache {
     }
 }
 
+/// A path below the root of the hierarchies. systemd's form `SLICE:PREFIX:NAME` needs systemd.
+fn cgroup_parent(text: &str) -> Result<Arc<str>, Failure> {
+    let inside = text.split('/').all(|part| part != "..");
+    if text.trim_matches('/').is_empty() || text.contains(':') || !inside {
+        return Err(Failure::usage(format_args!("invalid --cgroup-parent `{text}`"))
+            .hint("name a path such as /builds; a slice is /user.slice"));
+    }
+    Ok(text.into())
+}
+
 fn network(text: &str) -> Result<Network, Failure> {
     match text {
         "default" | "" => Ok(Network::Default),
@@ -189,7 +200,7 @@ fn resolve(
     if !diagnostics.is_empty() {
         return Ok(Err(diagnostics));
     }
-    check_syntax(&dockerfile)?;
+    check_syntax(&dockerfile, options)?;
     let mut known = Known::new();
     loop {
         match language::lower(&dockerfile, options, &known) {
@@ -236,21 +247,45 @@ pub(super) fn call(
     crate::command::print(&text)
 }
 
-/// `# syntax=`: Kiln's own parser stands for every `docker/dockerfile`; no other frontend is run.
-fn check_syntax(dockerfile: &Dockerfile) -> Result<(), Failure> {
-    let Some(directive) = dockerfile.directives.iter().find(|d| d.name == "syntax") else {
+/// `# syntax=`, or the build argument instead of it: Kiln's own parser stands for every
+/// `docker/dockerfile`; no other frontend is run.
+fn check_syntax(dockerfile: &Dockerfile, options: &LowerOptions) -> Result<(), Failure> {
+    let directive = dockerfile.directives.iter().find(|d| d.name == "syntax");
+    let given = options.build_args.get("BUILDKIT_SYNTAX");
+    let Some(value) = given.or_else(|| directive.map(|directive| &directive.value)) else {
         return Ok(());
     };
-    let reference = directive.value.split_whitespace().next().unwrap_or_default();
+    let reference = value.split_whitespace().next().unwrap_or_default();
     let name = reference.split(['@']).next().unwrap_or_default();
     let name = name.strip_prefix("docker.io/").unwrap_or(name);
-    let repository = name.rsplit_once(':').map_or(name, |(repository, _)| repository);
-    if matches!(repository, "docker/dockerfile" | "docker/dockerfile-upstream" | "dockerfile.v0") {
-        return Ok(());
+    let (repository, tag) = name.rsplit_once(':').unwrap_or((name, ""));
+    if !matches!(repository, "docker/dockerfile" | "docker/dockerfile-upstream" | "dockerfile.v0") {
+        return Err(Failure::input(format_args!(
+            "`# syntax={reference}` asks for another frontend"
+        ))
+        .hint(
+            "Kiln reads Dockerfiles itself; remove the line, or write # syntax=docker/dockerfile:1",
+        ));
     }
-    Err(Failure::input(format_args!("`# syntax={reference}` asks for another frontend")).hint(
-        "Kiln reads Dockerfiles itself; remove the line, or write # syntax=docker/dockerfile:1",
-    ))
+    if is_newer(tag) {
+        crate::command::print_error(&format!(
+            "note: `# syntax={reference}` asks for a newer language than Kiln's, which is that of docker/dockerfile:1.{LANGUAGE_MINOR}; what is new in it may be refused\n"
+        ));
+    }
+    Ok(())
+}
+
+/// The language that the parser speaks: that of `docker/dockerfile:1.N`.
+const LANGUAGE_MINOR: u32 = 20;
+
+/// Whether a tag of `docker/dockerfile` names a later version: `1.21`, `1.21.3-labs`, `2`.
+fn is_newer(tag: &str) -> bool {
+    let mut numbers = tag.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(1), Some(minor)) => minor > LANGUAGE_MINOR,
+        (Some(major), _) => major > 1,
+        (None, _) => false,
+    }
 }
 
 /// Images are looked up side by side.
@@ -297,4 +332,19 @@ pub(super) fn target_nodes(lowered: &Lowered) -> Vec<NodeId> {
         }
     }
     nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_newer;
+
+    #[test]
+    fn newer_languages() {
+        for tag in ["1.99", "1.99.1-labs", "2", "2-labs"] {
+            assert!(is_newer(tag), "{tag}");
+        }
+        for tag in ["", "1", "1.4", "1-labs", "labs", "latest", "master", "1.20"] {
+            assert!(!is_newer(tag), "{tag}");
+        }
+    }
 }

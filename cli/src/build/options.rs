@@ -122,6 +122,10 @@ pub(crate) struct LanguageOptions {
     #[arg(long, value_name = "BYTES")]
     pub(crate) shm_size: Option<String>,
 
+    /// Control group below which RUN steps run, such as /builds
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup_parent: Option<String>,
+
     /// Resource limit of RUN steps: NAME=SOFT[:HARD]
     #[arg(long, value_name = "SPEC")]
     pub(crate) ulimit: Vec<String>,
@@ -141,6 +145,10 @@ pub(crate) struct ResultOptions {
     /// Push the image to the registry that its name says
     #[arg(long)]
     pub(crate) push: bool,
+
+    /// Annotation of the image: [manifest|manifest-descriptor|index|index-descriptor[[PLATFORM]],…:]KEY=VALUE
+    #[arg(long, value_name = "ANNOTATION")]
+    pub(crate) annotation: Vec<String>,
 
     /// Write the digest of the image's configuration to this file
     #[arg(long, value_name = "FILE")]

@@ -11,8 +11,6 @@ pub(crate) struct RefusedOptions {
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "")]
     allow: Vec<String>,
     #[arg(long, hide = true)]
-    annotation: Vec<String>,
-    #[arg(long, hide = true)]
     attest: Vec<String>,
     #[arg(long, hide = true)]
     builder: Option<String>,
@@ -20,8 +18,6 @@ pub(crate) struct RefusedOptions {
     cache_from: Vec<String>,
     #[arg(long, hide = true)]
     cache_to: Vec<String>,
-    #[arg(long, hide = true)]
-    cgroup_parent: Option<String>,
     #[arg(long, hide = true)]
     isolation: Option<String>,
     #[arg(long, hide = true)]
@@ -60,10 +56,9 @@ impl RefusedOptions {
     }
 
     /// Whether it was given, its name, what to do instead.
-    fn table(&self) -> [(bool, &'static str, &'static str); 16] {
+    fn table(&self) -> [(bool, &'static str, &'static str); 14] {
         [
             (!self.allow.is_empty(), "allow", ""),
-            (!self.annotation.is_empty(), "annotation", "labels (--label) are supported"),
             (asks(&self.attest), "attest", "images are made without attestations"),
             (
                 self.builder.is_some(),
@@ -72,7 +67,6 @@ impl RefusedOptions {
             ),
             (!self.cache_from.is_empty(), "cache-from", "the local cache is always used"),
             (!self.cache_to.is_empty(), "cache-to", "the local cache is always written"),
-            (self.cgroup_parent.is_some(), "cgroup-parent", ""),
             (self.isolation.as_deref().is_some_and(|i| i != "default"), "isolation", ""),
             (
                 self.load,

@@ -1,6 +1,6 @@
 //! Values of single options of `kiln build` that are more than a word.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use kiln_parser::git::GitRef;
@@ -90,7 +90,8 @@ pub(crate) fn add_host(option: &str) -> Result<Vec<(String, IpAddr)>, Failure> {
     let parse = |address: &str| {
         let bare = address.trim_start_matches('[').trim_end_matches(']');
         if bare == "host-gateway" {
-            return Err(bad("`host-gateway` is not supported".to_owned()).hint("name the address"));
+            // Steps share the host's network: its services are where they are for the host itself.
+            return Ok(IpAddr::V4(Ipv4Addr::LOCALHOST));
         }
         bare.parse().map_err(|_| bad(format!("`{address}` is not an IP address")))
     };
@@ -178,8 +179,9 @@ mod tests {
     fn hosts() {
         assert_eq!(add_host("a:10.0.0.1").expect("valid").len(), 1);
         assert_eq!(add_host("a=[::1],10.0.0.1").expect("valid").len(), 2);
+        assert!(add_host("a=host-gateway").expect("valid")[0].1.is_loopback());
         assert_eq!(add_host("a:::1").expect("valid")[0].1.to_string(), "::1");
-        for wrong in ["a", "a:b", ":10.0.0.1", "a:host-gateway"] {
+        for wrong in ["a", "a:b", ":10.0.0.1"] {
             assert!(add_host(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,6 +1,5 @@
 //! From solved targets to what the user asked for.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 
 use kiln_cache::{Descriptor, LayerId, Layers, Store};
@@ -20,6 +19,7 @@ use kiln_solver::snapshot::Snapshot;
 
 use super::config::{oci_platform, to_document};
 use super::images::Images;
+use crate::annotation::{self, Annotation, Level};
 use crate::failure::{Failure, chain};
 use crate::output::{Destination, LayerCompression, Output, OutputKind};
 use crate::settings::Settings;
@@ -35,6 +35,8 @@ pub(crate) struct Built<'a> {
     pub(crate) outcome: &'a Outcome,
     /// The outputs hold an index although there is one platform.
     pub(crate) multi_platform: bool,
+    /// `--annotation`.
+    pub(crate) annotations: &'a [Annotation],
     /// Seconds since 1970, for the history.
     pub(crate) now: i64,
     pub(crate) settings: &'a Settings,
@@ -65,6 +67,9 @@ impl Built<'_> {
     /// Makes the image of all targets in the store.
     pub(crate) fn image(&self, output: &Output) -> Result<Made, Failure> {
         let compression = compression(output)?;
+        let remarks = [self.annotations, output.annotations.as_slice()].concat();
+        let platforms: Vec<_> = self.targets.iter().map(|target| &target.platform).collect();
+        annotation::check(&remarks, &platforms, self.has_index())?;
         let mut exported = Vec::with_capacity(self.targets.len());
         for target in self.targets {
             let options = ImageOptions {
@@ -74,20 +79,33 @@ impl Built<'_> {
                 epoch: target.epoch,
                 rewrite_timestamp: false,
             };
-            exported.push(self.platform_image(target, &options)?);
+            exported.push(self.platform_image(target, &options, &remarks)?);
         }
-        self.join(exported, compression, !output.oci_media_types)
+        self.join(exported, compression, !output.oci_media_types, &remarks)
     }
 
-    fn platform_image(&self, target: &Target, options: &ImageOptions) -> Result<Exported, Failure> {
+    fn has_index(&self) -> bool {
+        self.multi_platform || self.targets.len() > 1
+    }
+
+    fn platform_image(
+        &self,
+        target: &Target,
+        options: &ImageOptions,
+        remarks: &[Annotation],
+    ) -> Result<Exported, Failure> {
         let snapshot = self.snapshot(target);
         let (config, layers) = self.document(target, &snapshot)?;
         let spec = ImageSpec {
             platform: oci_platform(&target.platform),
             config,
             layers,
-            annotations: BTreeMap::new(),
-            descriptor_annotations: BTreeMap::new(),
+            annotations: annotation::select(remarks, Level::Manifest, Some(&target.platform)),
+            descriptor_annotations: annotation::select(
+                remarks,
+                Level::ManifestDescriptor,
+                Some(&target.platform),
+            ),
         };
         build_image(self.store, &spec, options).map_err(|e| failure(&e))
     }
@@ -141,15 +159,18 @@ impl Built<'_> {
         exported: Vec<Exported>,
         compression: Compression,
         docker: bool,
+        remarks: &[Annotation],
     ) -> Result<Made, Failure> {
         let created = exported.first().and_then(|image| image.created.clone());
-        if let ([only], false) = (exported.as_slice(), self.multi_platform) {
+        if let ([only], false) = (exported.as_slice(), self.has_index()) {
             let (root, config) = (only.manifest.clone(), Some(only.config.clone()));
             return Ok(Made { root, config, created, _held: exported });
         }
         let options = ImageOptions { compression, docker_types: docker, ..ImageOptions::default() };
-        let root = build_index(self.store, &exported, BTreeMap::new(), &options)
-            .map_err(|e| failure(&e))?;
+        let own = annotation::select(remarks, Level::Index, None);
+        let mut root =
+            build_index(self.store, &exported, own, &options).map_err(|e| failure(&e))?;
+        root.annotations = annotation::select(remarks, Level::IndexDescriptor, None);
         Ok(Made { root, config: None, created, _held: exported })
     }
 

@@ -12,6 +12,7 @@ use kiln_parser::mount;
 use kiln_solver::ports::{Kind, Log, StepError, StepRequest, Stream};
 use kiln_solver::snapshot::Snapshot;
 
+use super::foreign;
 use crate::build::secrets::Secrets;
 
 /// What RUN needs besides the step.
@@ -66,9 +67,10 @@ pub(crate) fn run(
         mounts,
         shm_size: op.shm_size,
         limits: op.ulimits.iter().map(limit).collect(),
+        cgroup_parent: op.cgroup_parent.as_deref().map(str::to_owned),
     };
     let exit = executor::run(&spec, &Forward(log), context.cancel);
-    outcome(exit, op)
+    outcome(exit, op).map_err(|error| foreign::explain(error, step.node.platform.as_ref()))
 }
 
 fn limit(limit: &graph::Ulimit) -> Limit {

@@ -5,6 +5,7 @@ mod call;
 mod env;
 mod examples;
 mod house;
+mod language;
 mod outputs;
 mod processes;
 mod registry;

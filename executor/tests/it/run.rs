@@ -64,6 +64,7 @@ impl Sandbox {
             mounts: Vec::new(),
             shm_size: None,
             limits: Vec::new(),
+            cgroup_parent: None,
         };
         Self { dir, spec }
     }

@@ -12,8 +12,8 @@ use crate::lint::syntax::is_secret;
 use crate::source::Span;
 use crate::suggest;
 
-/// Variables that are given by others at build time.
-const GIVEN: &[&str] = &["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+/// Arguments that say something to the builder and never get into the environment.
+pub(super) const GIVEN: &[&str] = &["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
 impl Stage<'_, '_> {
     fn report(&self, rule: &'static Rule, span: Span, message: String) {

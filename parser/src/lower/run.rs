@@ -60,6 +60,7 @@ pub(super) fn lower(
         hosts: std::sync::Arc::clone(&options.hosts),
         shm_size: options.shm_size,
         ulimits: std::sync::Arc::clone(&options.ulimits),
+        cgroup_parent: options.cgroup_parent.clone(),
     }));
     let platform = stage.result.platform.clone();
     let node = graph.add(op, Some(platform), stage.stage.no_cache, step);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::args::{self, Variables, expand_word};
 use super::outline::Described;
 use super::stages::{Place, Plan, StagePlan};
-use super::{HistoryEntry, NamedContext, copy, ports, run};
+use super::{HistoryEntry, NamedContext, copy, lints, ports, run};
 use crate::config::{DEFAULT_PATH, ImageConfig};
 use crate::diagnostic::Diagnostic;
 use crate::duration;
@@ -422,7 +422,9 @@ impl Stage<'_, '_> {
                 (None, None) => self.plan.global_values().get(name).map(str::to_owned),
             };
             if let Some(value) = &value {
-                self.result.env.set(name, value);
+                if !lints::GIVEN.contains(&name.as_str()) {
+                    self.result.env.set(name, value);
+                }
                 texts.push(format!("{name}={value}"));
             } else {
                 texts.push(name.clone());
