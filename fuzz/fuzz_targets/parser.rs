@@ -1,7 +1,9 @@
-//! No text makes the parser panic, and printing a tree is the inverse of parsing it.
+//! `parser` of ../checks/parser.rs.
 
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
+#[path = "../checks/parser.rs"]
+#[allow(dead_code, reason = "the other targets use the rest")]
+mod checks;
 
-fuzz_target!(|text: &str| kiln_parser::tree::check_round_trip(text));
+libfuzzer_sys::fuzz_target!(|text: &str| checks::parser(text));

@@ -200,7 +200,7 @@ fn resolve(
     if !diagnostics.is_empty() {
         return Ok(Err(diagnostics));
     }
-    check_syntax(&dockerfile, options)?;
+    check_syntax(inputs, &dockerfile, options)?;
     let mut known = Known::new();
     loop {
         match language::lower(&dockerfile, options, &known) {
@@ -249,7 +249,11 @@ pub(super) fn call(
 
 /// `# syntax=`, or the build argument instead of it: Kiln's own parser stands for every
 /// `docker/dockerfile`; no other frontend is run.
-fn check_syntax(dockerfile: &Dockerfile, options: &LowerOptions) -> Result<(), Failure> {
+fn check_syntax(
+    inputs: &Inputs,
+    dockerfile: &Dockerfile,
+    options: &LowerOptions,
+) -> Result<(), Failure> {
     let directive = dockerfile.directives.iter().find(|d| d.name == "syntax");
     let given = options.build_args.get("BUILDKIT_SYNTAX");
     let Some(value) = given.or_else(|| directive.map(|directive| &directive.value)) else {
@@ -260,12 +264,14 @@ fn check_syntax(dockerfile: &Dockerfile, options: &LowerOptions) -> Result<(), F
     let name = name.strip_prefix("docker.io/").unwrap_or(name);
     let (repository, tag) = name.rsplit_once(':').unwrap_or((name, ""));
     if !matches!(repository, "docker/dockerfile" | "docker/dockerfile-upstream" | "dockerfile.v0") {
-        return Err(Failure::input(format_args!(
-            "`# syntax={reference}` asks for another frontend"
-        ))
-        .hint(
-            "Kiln reads Dockerfiles itself; remove the line, or write # syntax=docker/dockerfile:1",
-        ));
+        let message = format!("`# syntax={reference}` asks for another frontend");
+        let help =
+            "Kiln reads Dockerfiles itself; remove the line, or write # syntax=docker/dockerfile:1";
+        let Some(directive) = directive.filter(|_| given.is_none()) else {
+            return Err(Failure::usage(message).hint(help));
+        };
+        let place = Diagnostic::error(directive.span, message).help(help);
+        return Err(broken(inputs, &[place]));
     }
     if is_newer(tag) {
         crate::command::print_error(&format!(

@@ -6,6 +6,7 @@ mod env;
 mod examples;
 mod house;
 mod language;
+mod messages;
 mod outputs;
 mod processes;
 mod registry;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod builder;
+mod corpus;
 mod export;
 mod hostile;
 mod http;

@@ -97,10 +97,14 @@ pub(super) fn onbuild(context: &Context<'_>) -> Result<Onbuild, Diagnostic> {
     let word = rest.split_whitespace().next().unwrap_or_default().to_uppercase();
     match word.as_str() {
         "ONBUILD" => {
-            return Err(context.error("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed"));
+            return Err(context
+                .error("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
+                .help("a trigger runs in the stage that names this image in FROM, not later"));
         }
         "FROM" | "MAINTAINER" => {
-            return Err(context.error(format!("{word} isn't allowed as an ONBUILD trigger")));
+            return Err(context
+                .error(format!("{word} isn't allowed as an ONBUILD trigger"))
+                .help("triggers are instructions of a stage, such as COPY and RUN"));
         }
         _ => {}
     }

@@ -60,7 +60,9 @@ pub(super) fn expand_word(
 }
 
 fn hint(reason: &str) -> Option<String> {
-    if reason.contains("not allowed to be") {
+    // `${NAME:?message}` gives `NAME: message`.
+    let word = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if reason.split_once(": ").is_some_and(|(name, _)| word(name)) {
         return Some("give a value with --build-arg, or a default with ARG NAME=VALUE".to_owned());
     }
     if reason.contains("modifier") || reason.contains("bad substitution") {

@@ -106,12 +106,14 @@ fn checksum(stage: &Stage<'_, '_>, word: &Word, sources: &[&Word]) -> Result<Str
         return Err(Diagnostic::error(
             word.span,
             "checksum can't be specified for multiple sources",
-        ));
+        )
+        .help("write one ADD for each source"));
     };
     let path = stage.expand(source)?;
     let is_git = GitRef::parse(&path, false).is_some();
     if !is_url(&path) && !is_git {
-        return Err(Diagnostic::error(word.span, "checksum requires HTTP(S) or Git sources"));
+        return Err(Diagnostic::error(word.span, "checksum requires HTTP(S) or Git sources")
+            .help("leave --checksum out: the content of local files is always part of the key"));
     }
     let text = stage.expand(word)?;
     if !is_git && !is_digest(&text) {

@@ -1,5 +1,7 @@
 //! Golden graphs: every Dockerfile of `testdata/dockerfiles` against what lowering made of it before.
 
+mod corpus;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
