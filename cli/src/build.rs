@@ -1,6 +1,8 @@
 //! `kiln build`: from the command line to the outputs.
 
+pub(crate) mod agents;
 mod inputs;
+mod key_agent;
 mod lowering;
 pub(crate) mod options;
 mod refused;
@@ -29,6 +31,7 @@ use crate::wire::copy::Sources;
 use crate::wire::export::{Built, Made, full_name};
 use crate::wire::images::Images;
 use crate::wire::ports::Wire;
+use agents::Agents;
 use inputs::Inputs;
 use options::{BuildOptions, ProgressMode};
 use secrets::Secrets;
@@ -44,6 +47,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     let names = names(options)?;
     let secrets = Secrets::parse(&options.input.secret, caller_variable)?;
     let inputs = Inputs::read(options)?;
+    let agents = Agents::parse(&options.input.ssh, caller_variable)?;
     let store = Store::open(&settings.root).map_err(|e| Failure::environment(chain(&e)))?;
     let cancel = Cancel::new().map_err(|e| Failure::io("make", "an event descriptor", &e))?;
     let images =
@@ -59,6 +63,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         images: &images,
         sources: &sources,
         secrets: &secrets,
+        agents: &agents,
         cancel: &cancel,
     };
     let outcome = session.solve(options, &inputs, &lowered)?;
@@ -163,6 +168,7 @@ struct Session<'a> {
     images: &'a Images,
     sources: &'a Sources,
     secrets: &'a Secrets,
+    agents: &'a Agents,
     cancel: &'a Cancel,
 }
 
@@ -180,6 +186,7 @@ impl Session<'_> {
             sources: self.sources,
             images: self.images,
             secrets: self.secrets,
+            agents: self.agents,
             cancel: self.cancel,
         };
         let view = progress::view(options.execution.progress, options.execution.quiet);

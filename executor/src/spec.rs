@@ -58,6 +58,11 @@ pub enum MountSource {
         /// Whether it may be executed.
         executable: bool,
     },
+    /// A socket of the caller's, which may not outlive the step.
+    Socket {
+        /// The socket; its mode and owner are what the step sees.
+        path: PathBuf,
+    },
 }
 
 /// One mount.

@@ -63,6 +63,10 @@ pub(crate) struct InputOptions {
     #[arg(long, value_name = "SPEC")]
     pub(crate) secret: Vec<String>,
 
+    /// SSH agent for RUN --mount=type=ssh: default ($SSH_AUTH_SOCK), ID=SOCKET or ID=KEY[,KEY…]; [,raw=true]
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) ssh: Vec<String>,
+
     /// Look for newer versions of base images
     #[arg(long)]
     pub(crate) pull: bool,

@@ -42,8 +42,6 @@ pub(crate) struct RefusedOptions {
     security_opt: Vec<String>,
     #[arg(long, hide = true)]
     squash: bool,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "default")]
-    ssh: Vec<String>,
 }
 
 impl RefusedOptions {
@@ -64,7 +62,7 @@ impl RefusedOptions {
     }
 
     /// Whether it was given, its name, what to do instead.
-    fn table(&self) -> [(bool, &'static str, &'static str); 18] {
+    fn table(&self) -> [(bool, &'static str, &'static str); 17] {
         [
             (!self.allow.is_empty(), "allow", ""),
             (!self.annotation.is_empty(), "annotation", "labels (--label) are supported"),
@@ -91,7 +89,6 @@ impl RefusedOptions {
             (asks(self.sbom.as_slice()), "sbom", "--sbom=false is accepted"),
             (!self.security_opt.is_empty(), "security-opt", ""),
             (self.squash, "squash", "-o type=tar gives the flattened root file system"),
-            (!self.ssh.is_empty(), "ssh", ""),
         ]
     }
 }

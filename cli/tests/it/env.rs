@@ -83,7 +83,18 @@ impl World {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("link made");
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").expect("file written");
-        tool("tar", &["-C", &text(&root), "--mtime=@0", "--sort=name", "-cf", &text(&self.path("busybox.tar")), "."]);
+        tool(
+            "tar",
+            &[
+                "-C",
+                &text(&root),
+                "--mtime=@0",
+                "--sort=name",
+                "-cf",
+                &text(&self.path("busybox.tar")),
+                ".",
+            ],
+        );
         self.kiln(&["import", "busybox.tar", "busybox"]).ok();
         self
     }

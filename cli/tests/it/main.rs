@@ -1,5 +1,6 @@
 //! Tests of the built `kiln` binary, as a user would run it. They make namespaces, so they need root.
 
+mod agents;
 mod build;
 mod env;
 mod examples;
