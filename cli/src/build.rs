@@ -1,6 +1,7 @@
 //! `kiln build`: from the command line to the outputs.
 
 pub(crate) mod agents;
+mod allow;
 mod inputs;
 mod key_agent;
 mod lowering;

@@ -106,6 +106,9 @@ pub struct RunSpec {
     pub user: String,
     /// Network.
     pub network: Network,
+    /// Outside of the sandbox: the builder's capabilities, no system call filter, nothing of /proc and
+    /// /sys hidden or read-only, control groups and devices of the host. The namespaces stay.
+    pub insecure: bool,
     /// Host name.
     pub hostname: String,
     /// Further lines of /etc/hosts.

@@ -1,6 +1,7 @@
 //! From the tree to the DAG: stages, arguments, inheritance, triggers; only what the targets reach.
 //! Pure: base images are asked for ([`Lowering::NeedImages`]) and handed in with the next call.
 
+mod allow;
 mod args;
 mod copy;
 mod ports;
@@ -17,6 +18,8 @@ use crate::graph::{Graph, ImageKey, Input, Network, NodeId, Ulimit};
 use crate::platform::Platform;
 use crate::source::Span;
 use crate::tree::Dockerfile;
+
+pub use allow::Allowed;
 
 /// What a named context is, as far as the language cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,8 @@ pub struct LowerOptions {
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// `--no-cache`, `--no-cache-filter`.
     pub no_cache: NoCache,
+    /// `--allow`.
+    pub allow: Allowed,
     /// `--network`.
     pub network: Network,
     /// `--add-host`.
@@ -78,6 +83,7 @@ impl Default for LowerOptions {
             labels: BTreeMap::new(),
             named_contexts: BTreeMap::new(),
             no_cache: NoCache::Nothing,
+            allow: Allowed::default(),
             network: Network::Default,
             hosts: Arc::default(),
             shm_size: None,

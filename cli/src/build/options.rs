@@ -95,6 +95,10 @@ pub(crate) struct LanguageOptions {
     #[arg(long, value_name = "default|none|host", default_value = "default")]
     pub(crate) network: String,
 
+    /// Let steps leave the sandbox: security.insecure, network.host
+    #[arg(long, value_name = "ENTITLEMENT")]
+    pub(crate) allow: Vec<String>,
+
     /// Additional line of /etc/hosts: HOST:IP or HOST=IP
     #[arg(long, value_name = "HOST:IP")]
     pub(crate) add_host: Vec<String>,

@@ -8,8 +8,6 @@ use crate::failure::Failure;
 /// The hidden options; every one is a reason to stop, but for values that ask for nothing.
 #[derive(Args, Debug)]
 pub(crate) struct RefusedOptions {
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "")]
-    allow: Vec<String>,
     #[arg(long, hide = true)]
     annotation: Vec<String>,
     #[arg(long, hide = true)]
@@ -62,9 +60,8 @@ impl RefusedOptions {
     }
 
     /// Whether it was given, its name, what to do instead.
-    fn table(&self) -> [(bool, &'static str, &'static str); 17] {
+    fn table(&self) -> [(bool, &'static str, &'static str); 16] {
         [
-            (!self.allow.is_empty(), "allow", ""),
             (!self.annotation.is_empty(), "annotation", "labels (--label) are supported"),
             (asks(&self.attest), "attest", "images are made without attestations"),
             (

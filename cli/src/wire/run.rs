@@ -74,6 +74,7 @@ pub(crate) fn run(
             graph::Network::None => spec::Network::None,
             graph::Network::Host => spec::Network::Host,
         },
+        insecure: op.insecure,
         hostname: op.hostname.clone(),
         hosts: hosts(op)?,
         mounts,
