@@ -1,8 +1,11 @@
 //! `kiln build`: from the command line to the outputs.
 
+pub(crate) mod agents;
+mod allow;
 mod engine;
 mod fetched;
 pub(crate) mod inputs;
+mod key_agent;
 mod lowering;
 pub(crate) mod options;
 mod refused;
@@ -12,6 +15,7 @@ mod tasks;
 pub(crate) mod values;
 
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,6 +34,7 @@ use crate::wire::copy::Sources;
 use crate::wire::export::{Built, Made, full_name};
 use crate::wire::images::Images;
 use crate::wire::remote::Remotes;
+use agents::Agents;
 use engine::Engine;
 use inputs::Inputs;
 use options::{BuildOptions, ProgressMode};
@@ -46,18 +51,21 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     let annotations = annotations(options)?;
     let secrets = Arc::new(Secrets::parse(&options.input.secret, caller_variable)?);
     let contexts = inputs::named_contexts(options)?;
+    let agents = Agents::parse(&options.input.ssh, caller_variable)?;
     let store = Store::open(&settings.root).map_err(|e| Failure::environment(chain(&e)))?;
     let cancel = Cancel::new().map_err(|e| Failure::io("make", "an event descriptor", &e))?;
     let interrupted = interrupt_flag(&cancel)?;
     let images = Images::new(&store, contexts.clone(), settings, options.input.pull, &cancel)?;
     let images = Arc::new(images);
-    let remotes = Arc::new(Remotes::new(&store, &images, &secrets, None, &cancel));
+    let remotes =
+        Arc::new(Remotes::new(&store, &images, &secrets, git_agent(options, &agents), &cancel));
     let engine = Engine {
         options,
         store: &store,
         images: &images,
         remotes: &remotes,
         secrets: &secrets,
+        agents: &agents,
         cancel: &cancel,
         interrupted: &interrupted,
     };
@@ -85,6 +93,22 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     };
     let made = write_outputs(&built, &outputs, &names)?;
     report::write(options, &names, made.as_ref())
+}
+
+/// The agent that git may use: that of `--ssh default`; for a context that is fetched by ssh also the
+/// caller's own, as with `docker buildx build`.
+fn git_agent(options: &BuildOptions, agents: &Agents) -> Option<PathBuf> {
+    let given = agents.get("default").map(|agent| {
+        // Another process finds this process's files below its number.
+        let own = format!("/proc/{}", std::process::id());
+        agent
+            .socket
+            .strip_prefix("/proc/self")
+            .map_or_else(|_| agent.socket.clone(), |rest| Path::new(&own).join(rest))
+    });
+    let by_ssh = options.context.starts_with("ssh://")
+        || (options.context.contains('@') && !options.context.contains("://"));
+    given.or_else(|| caller_variable("SSH_AUTH_SOCK").filter(|_| by_ssh).map(PathBuf::from))
 }
 
 /// Whether people read what is told while the build runs.

@@ -1,6 +1,7 @@
 //! One adapter a port: what the solver asks for, done by the other crates. These files rename and
 //! connect; decisions are made in the crates.
 
+pub(crate) mod agent;
 pub(crate) mod config;
 pub(crate) mod copy;
 pub(crate) mod export;

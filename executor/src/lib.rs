@@ -12,6 +12,7 @@ pub mod chmod;
 pub mod copy;
 mod etc;
 mod init;
+mod insecure;
 pub mod mkdir;
 mod mounts;
 mod rootfs;

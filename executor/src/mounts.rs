@@ -1,4 +1,4 @@
-//! Mounts of a RUN: bind, cache, tmpfs, secret. Sources are opened, beneath their own root, while
+//! Mounts of a RUN: bind, cache, tmpfs, secret, ssh. Sources are opened, beneath their own root, while
 //! the host's files are still there; targets are resolved when the image's root is the only one.
 //!
 //! Mount points that an image does not have are made in `bottom`, a directory below all layers, so
@@ -96,6 +96,11 @@ fn source(mount: &MountSpec, own: &Path, bottom: &Path) -> io::Result<Prepared> 
             let tree = rootfs::clone_mount(&rootfs::open_path(own)?, false)?;
             let exec = if *executable { MsFlags::empty() } else { MsFlags::MS_NOEXEC };
             prepared(target, tree, quiet | exec | MsFlags::MS_RDONLY)
+        }
+        MountSource::Socket { path } => {
+            // Writable: steps hand the agent to their users with chmod or chown, as with BuildKit.
+            let tree = rootfs::clone_mount(&rootfs::open_path(path)?, false)?;
+            prepared(target, tree, quiet | MsFlags::MS_NOEXEC)
         }
     }
 }

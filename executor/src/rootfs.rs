@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, open, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, open, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -199,7 +199,7 @@ fn own_directory(path: &str) -> io::Result<OwnedFd> {
 }
 
 /// Mounts a new file system of the kernel at a directory that is checked by descriptor.
-fn kernel_fs(
+pub(crate) fn kernel_fs(
     kind: &str,
     at: &str,
     options: &[(&str, &str)],
@@ -222,7 +222,7 @@ fn kernel_fs(
 }
 
 /// /proc, /dev and /sys.
-pub(crate) fn system_mounts(shm_size: Option<u64>) -> io::Result<()> {
+pub(crate) fn system_mounts(shm_size: Option<u64>, writable_sys: bool) -> io::Result<()> {
     let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NOEXEC
         | MountAttrFlags::MOUNT_ATTR_NODEV;
@@ -239,6 +239,9 @@ pub(crate) fn system_mounts(shm_size: Option<u64>) -> io::Result<()> {
     let shm = shm_size.unwrap_or(64 << 20).to_string();
     kernel_fs("tmpfs", "/dev/shm", &[("mode", "1777"), ("size", &shm)], quiet)?;
     kernel_fs("mqueue", "/dev/mqueue", &[], quiet)?;
+    if writable_sys {
+        return kernel_fs("sysfs", "/sys", &[], quiet);
+    }
     kernel_fs("sysfs", "/sys", &[], quiet | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
     // The step's own view of cgroups is of no use to it; the host's is none of its business.
     if Path::new("/sys/fs/cgroup").is_dir() {
@@ -254,13 +257,7 @@ pub(crate) fn system_mounts(shm_size: Option<u64>) -> io::Result<()> {
 
 fn devices() -> io::Result<()> {
     for &(name, major, minor) in DEVICES {
-        let path = Path::new("/dev").join(name);
-        let device = rustix::fs::makedev(major, minor);
-        let mode = Mode::from_raw_mode(0o666);
-        let made =
-            rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::CharacterDevice, mode, device);
-        context(|| format!("make {}", path.display()), made)?;
-        rustix::fs::chmodat(CWD, &path, mode, AtFlags::empty())?;
+        device(&Path::new("/dev").join(name), FileType::CharacterDevice, (major, minor), 0o666)?;
     }
     for (link, target) in [
         ("/dev/fd", "/proc/self/fd"),
@@ -272,6 +269,20 @@ fn devices() -> io::Result<()> {
         symlink(target, link)?;
     }
     Ok(())
+}
+
+/// Makes a device node of the step.
+pub(crate) fn device(
+    path: &Path,
+    kind: FileType,
+    (major, minor): (u32, u32),
+    mode: u32,
+) -> io::Result<()> {
+    let number = rustix::fs::makedev(major, minor);
+    let mode = Mode::from_raw_mode(mode);
+    let made = rustix::fs::mknodat(CWD, path, kind, mode, number);
+    context(|| format!("make {}", path.display()), made)?;
+    Ok(rustix::fs::chmodat(CWD, path, mode, AtFlags::empty())?)
 }
 
 /// Hides and write-protects what Docker's default does; paths that are not there need nothing.

@@ -77,7 +77,7 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         stdout,
         stderr,
         report,
-        filters: seccomp::filters()?,
+        filters: if spec.insecure { None } else { seccomp::filters()? },
         builder: nix::unistd::getpid(),
         group,
     };

@@ -58,6 +58,11 @@ pub enum MountSource {
         /// Whether it may be executed.
         executable: bool,
     },
+    /// A socket of the caller's, which may not outlive the step.
+    Socket {
+        /// The socket; its mode and owner are what the step sees.
+        path: PathBuf,
+    },
 }
 
 /// One mount.
@@ -101,6 +106,9 @@ pub struct RunSpec {
     pub user: String,
     /// Network.
     pub network: Network,
+    /// Outside of the sandbox: the builder's capabilities, no system call filter, nothing of /proc and
+    /// /sys hidden or read-only, control groups and devices of the host. The namespaces stay.
+    pub insecure: bool,
     /// Host name.
     pub hostname: String,
     /// Further lines of /etc/hosts.

@@ -1,6 +1,7 @@
 //! From the tree to the DAG: stages, arguments, inheritance, triggers; only what the targets reach.
 //! Pure: base images are asked for ([`Lowering::NeedImages`]) and handed in with the next call.
 
+mod allow;
 mod args;
 mod copy;
 mod lints;
@@ -26,6 +27,8 @@ use crate::outline::Outline;
 use crate::platform::Platform;
 use crate::source::Span;
 use crate::tree::Dockerfile;
+
+pub use allow::Allowed;
 
 /// What a context is, as far as the language cares.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,6 +84,8 @@ pub struct LowerOptions {
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// `--no-cache`, `--no-cache-filter`.
     pub no_cache: NoCache,
+    /// `--allow`.
+    pub allow: Allowed,
     /// `--network`.
     pub network: Network,
     /// `--add-host`.
@@ -108,6 +113,7 @@ impl Default for LowerOptions {
             context: NamedContext::Local,
             named_contexts: BTreeMap::new(),
             no_cache: NoCache::Nothing,
+            allow: Allowed::default(),
             network: Network::Default,
             hosts: Arc::default(),
             shm_size: None,

@@ -12,6 +12,7 @@ use kiln_solver::outcome::{Outcome, SolveError};
 use kiln_solver::ports::{Kind, StepError};
 use kiln_solver::{SolveOptions, solve};
 
+use super::agents::Agents;
 use super::options::BuildOptions;
 use super::secrets::Secrets;
 use super::tasks::{Logs, Tasks};
@@ -29,6 +30,7 @@ pub(super) struct Engine<'a> {
     pub(super) images: &'a Arc<Images>,
     pub(super) remotes: &'a Arc<Remotes>,
     pub(super) secrets: &'a Secrets,
+    pub(super) agents: &'a Agents,
     pub(super) cancel: &'a Cancel,
     pub(super) interrupted: &'a AtomicBool,
 }
@@ -48,6 +50,7 @@ impl Engine<'_> {
             images: self.images,
             remotes: self.remotes,
             secrets: self.secrets,
+            agents: self.agents,
             cancel: self.cancel,
         };
         let execution = &self.options.execution;

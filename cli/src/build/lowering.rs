@@ -14,6 +14,7 @@ use kiln_parser::tree::Dockerfile;
 use kiln_parser::{lower as language, outline, tree};
 use rayon::prelude::*;
 
+use super::allow;
 use super::inputs::Inputs;
 use super::options::{BuildOptions, LanguageOptions};
 use super::values::{self, ContextValue};
@@ -42,6 +43,7 @@ pub(super) fn options(options: &BuildOptions, inputs: &Inputs) -> Result<LowerOp
         context: inputs.context(),
         named_contexts: named_contexts(inputs),
         no_cache: no_cache(options),
+        allow: allow::parse(&language.allow)?,
         network: network(&language.network)?,
         hosts: Arc::new(hosts),
         shm_size: language

@@ -78,6 +78,10 @@ pub(crate) struct InputOptions {
     #[arg(long, value_name = "SPEC")]
     pub(crate) secret: Vec<String>,
 
+    /// SSH agent for RUN --mount=type=ssh: default ($SSH_AUTH_SOCK), ID=SOCKET or ID=KEY[,KEY…]; [,raw=true]
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) ssh: Vec<String>,
+
     /// Look for newer versions of base images
     #[arg(long)]
     pub(crate) pull: bool,
@@ -113,6 +117,10 @@ pub(crate) struct LanguageOptions {
     /// Network of RUN steps
     #[arg(long, value_name = "default|none|host", default_value = "default")]
     pub(crate) network: String,
+
+    /// Let steps leave the sandbox: security.insecure, network.host
+    #[arg(long, value_name = "ENTITLEMENT")]
+    pub(crate) allow: Vec<String>,
 
     /// Additional line of /etc/hosts: HOST:IP or HOST=IP
     #[arg(long, value_name = "HOST:IP")]

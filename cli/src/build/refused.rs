@@ -8,8 +8,6 @@ use crate::failure::Failure;
 /// The hidden options; every one is a reason to stop, but for values that ask for nothing.
 #[derive(Args, Debug)]
 pub(crate) struct RefusedOptions {
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "")]
-    allow: Vec<String>,
     #[arg(long, hide = true)]
     attest: Vec<String>,
     #[arg(long, hide = true)]
@@ -34,8 +32,6 @@ pub(crate) struct RefusedOptions {
     security_opt: Vec<String>,
     #[arg(long, hide = true)]
     squash: bool,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "default")]
-    ssh: Vec<String>,
 }
 
 impl RefusedOptions {
@@ -56,9 +52,8 @@ impl RefusedOptions {
     }
 
     /// Whether it was given, its name, what to do instead.
-    fn table(&self) -> [(bool, &'static str, &'static str); 14] {
+    fn table(&self) -> [(bool, &'static str, &'static str); 12] {
         [
-            (!self.allow.is_empty(), "allow", ""),
             (asks(&self.attest), "attest", "images are made without attestations"),
             (
                 self.builder.is_some(),
@@ -79,7 +74,6 @@ impl RefusedOptions {
             (asks(self.sbom.as_slice()), "sbom", "--sbom=false is accepted"),
             (!self.security_opt.is_empty(), "security-opt", ""),
             (self.squash, "squash", "-o type=tar gives the flattened root file system"),
-            (!self.ssh.is_empty(), "ssh", ""),
         ]
     }
 }

@@ -13,6 +13,7 @@ use super::copy::{self, Sources};
 use super::images::Images;
 use super::remote::Remotes;
 use super::run::{self, RunContext};
+use crate::build::agents::Agents;
 use crate::build::secrets::Secrets;
 
 /// All implementations, for one build.
@@ -23,6 +24,7 @@ pub(crate) struct Wire<'a> {
     pub(crate) images: &'a Images,
     pub(crate) remotes: &'a Remotes,
     pub(crate) secrets: &'a Secrets,
+    pub(crate) agents: &'a Agents,
     pub(crate) cancel: &'a Cancel,
 }
 
@@ -47,8 +49,12 @@ impl Ports for Wire<'_> {
         let draft = self.store.draft().map_err(StepError::environment)?;
         let tree = match &step.node.op {
             Op::Run(op) => {
-                let context =
-                    RunContext { store: self.store, secrets: self.secrets, cancel: self.cancel };
+                let context = RunContext {
+                    store: self.store,
+                    secrets: self.secrets,
+                    agents: self.agents,
+                    cancel: self.cancel,
+                };
                 run::run(&context, step, op, &draft, log)?;
                 draft.scan().map_err(StepError::environment)?
             }

@@ -1,6 +1,7 @@
 //! RUN: a node of the graph as a specification of the executor.
 
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use kiln_cache::{CacheMount, CacheMountRequest, LayerDraft, Root, Sharing, Store};
@@ -12,14 +13,25 @@ use kiln_parser::mount;
 use kiln_solver::ports::{Kind, Log, StepError, StepRequest, Stream};
 use kiln_solver::snapshot::Snapshot;
 
+use super::agent::{self, Forwarding};
 use super::foreign;
+use crate::build::agents::Agents;
 use crate::build::secrets::Secrets;
 
 /// What RUN needs besides the step.
 pub(crate) struct RunContext<'a> {
     pub(crate) store: &'a Store,
     pub(crate) secrets: &'a Secrets,
+    pub(crate) agents: &'a Agents,
     pub(crate) cancel: &'a Cancel,
+}
+
+/// What has to stay as long as the step runs.
+struct Held {
+    /// Where the step's sockets are made.
+    folder: PathBuf,
+    caches: Vec<CacheMount>,
+    agents: Vec<Forwarding>,
 }
 
 struct Forward<'a>(&'a dyn Log);
@@ -42,11 +54,12 @@ pub(crate) fn run(
     draft: &LayerDraft,
     log: &dyn Log,
 ) -> Result<(), StepError> {
-    let mut held = Vec::new();
+    let beside = |name: &str| draft.work_path().with_file_name(name);
+    let mut held = Held { folder: beside("agents"), caches: Vec::new(), agents: Vec::new() };
     let mut env = op.env.as_ref().clone();
     env.extend(op.proxy.iter().filter(|(name, _)| !op.env.iter().any(|(n, _)| n == name)).cloned());
     let mounts = mounts(context, step, op, &mut env, &mut held)?;
-    let scratch = draft.work_path().with_file_name("scratch");
+    let scratch = beside("scratch");
     std::fs::create_dir_all(&scratch).map_err(StepError::environment)?;
     let spec = RunSpec {
         base: stack(context.store, step.base),
@@ -62,6 +75,7 @@ pub(crate) fn run(
             graph::Network::None => spec::Network::None,
             graph::Network::Host => spec::Network::Host,
         },
+        insecure: op.insecure,
         hostname: op.hostname.clone(),
         hosts: hosts(op)?,
         mounts,
@@ -173,7 +187,7 @@ fn mounts(
     step: &StepRequest<'_>,
     op: &RunOp,
     env: &mut Vec<(String, String)>,
-    held: &mut Vec<CacheMount>,
+    held: &mut Held,
 ) -> Result<Vec<MountSpec>, StepError> {
     let mut specs = Vec::new();
     for mount in &op.mounts {
@@ -186,19 +200,13 @@ fn mounts(
                     read_only: *read_only,
                 },
             }),
-            Mount::Cache { .. } => Some(cache(context, step, mount, held)?),
+            Mount::Cache { .. } => Some(cache(context, step, mount, &mut held.caches)?),
             Mount::Tmpfs { target, size } => Some(MountSpec {
                 target: target.into(),
                 source: MountSource::Tmpfs { size: *size },
             }),
             Mount::Secret { .. } => secret(context, mount, env)?,
-            Mount::Ssh { id, required, .. } => {
-                if *required {
-                    let message = format!("no SSH agent {id:?} was handed to the build");
-                    return Err(StepError::new(Kind::Input, format!("ssh: {message}")));
-                }
-                None
-            }
+            Mount::Ssh { .. } => ssh(context, mount, held)?,
         };
         specs.extend(found);
     }
@@ -245,6 +253,46 @@ fn secret(
     let executable = owner.0 & 0o111 != 0;
     let source = MountSource::File { content, owner: *owner, executable };
     Ok(Some(MountSpec { target: target.into(), source }))
+}
+
+/// A socket of the step's own that leads to the caller's agent.
+fn ssh(
+    context: &RunContext<'_>,
+    mount: &Mount,
+    held: &mut Held,
+) -> Result<Option<MountSpec>, StepError> {
+    let Mount::Ssh { id, target, required, owner } = mount else { return Ok(None) };
+    let Some(agent) = context.agents.get(id) else {
+        if *required {
+            return Err(StepError {
+                kind: Kind::Input,
+                message: format!("ssh: no SSH agent {id:?} was handed to the build"),
+                help: Some(format!(
+                    "hand it to the build with --ssh {id}, or --ssh {id}=SOCKET|KEY"
+                )),
+            });
+        }
+        return Ok(None);
+    };
+    let name = format!("agent-{}", held.agents.len());
+    let made = private_folder(&held.folder)
+        .and_then(|()| agent::forward(agent, &held.folder, &name, *owner));
+    let made = made.map_err(|error| StepError {
+        kind: Kind::Environment,
+        message: format!(
+            "ssh: cannot forward the agent {id:?} at `{}`: {error}",
+            agent.socket.display()
+        ),
+        help: Some("check with ssh-add -l that the agent answers".to_owned()),
+    })?;
+    let source = MountSource::Socket { path: made.path().to_owned() };
+    held.agents.push(made);
+    Ok(Some(MountSpec { target: target.into(), source }))
+}
+
+/// Nobody but the builder reaches the sockets in it by their paths.
+fn private_folder(folder: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 fn cache(

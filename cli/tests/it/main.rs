@@ -1,5 +1,7 @@
 //! Tests of the built `kiln` binary, as a user would run it. They make namespaces, so they need root.
 
+mod agents;
+mod allow;
 mod build;
 mod call;
 mod env;

@@ -59,6 +59,7 @@ impl Sandbox {
             cwd: "/".into(),
             user: String::new(),
             network: Network::None,
+            insecure: false,
             hostname: "buildkitsandbox".into(),
             hosts: vec![("extra".into(), "10.9.8.7".parse().expect("address"))],
             mounts: Vec::new(),
@@ -205,6 +206,31 @@ fn namespaces_and_mounts_are_refused() {
     );
     let text = sandbox.output();
     assert!(!text.contains("mounted") && !text.contains("unshared"), "{text}");
+}
+
+#[test]
+fn an_insecure_step_has_what_the_builder_has() {
+    let script = "cat /proc/self/status | grep -E 'Cap(Prm|Eff|Inh|Bnd|Amb)|Seccomp:'; mount -t tmpfs x /etc && echo mounted; ls /dev; test -w /proc/sys && touch /proc/sys/kernel/hostname && echo writable; cat /proc/self/mounts";
+    let mut sandbox = Sandbox::new(script);
+    sandbox.spec.insecure = true;
+    let status = fs::read_to_string("/proc/self/status").expect("readable");
+    let line = status.lines().find(|line| line.starts_with("CapPrm")).expect("there");
+    let (_, all) = line.split_once('\t').expect("a value");
+    for user in ["", "bob"] {
+        sandbox.spec.user = user.into();
+        let text = sandbox.output();
+        for name in ["CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb"] {
+            assert!(text.contains(&format!("{name}:\t{all}")), "{name} of {user:?}:\n{text}");
+        }
+        for expect in ["Seccomp:\t0", "mounted", "fuse", "loop7", "kmsg", "net", "/sys sysfs rw"] {
+            assert!(text.contains(expect), "{expect:?} of {user:?} is not in:\n{text}");
+        }
+        assert_eq!(text.contains("writable"), user.is_empty(), "{user:?}: {text}");
+        assert!(!text.contains("/proc/kcore"), "nothing is mounted over parts of /proc:\n{text}");
+        fs::remove_dir_all(&sandbox.spec.work).expect("removed");
+        fs::create_dir(&sandbox.spec.work).expect("made");
+    }
+    assert_eq!(sandbox.upper(), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! RUN: command line, mounts, heredocs.
 
+use super::allow;
 use super::stage::Stage;
 use super::stages::Place;
 use crate::diagnostic::Diagnostic;
-use crate::graph::{Graph, InlineFile, Input, Mount, Network, NodeId, Op, RunOp};
+use crate::graph::{Graph, InlineFile, Input, Mount, NodeId, Op, RunOp};
 use crate::instruction::{Command, Run, Word};
 use crate::lines::heredoc_word;
 use crate::mount::{self, MountFlag, MountKind};
@@ -27,15 +28,8 @@ pub(super) fn lower(
     }
     let step = stage.step(&text, statement.span);
     let options = stage.plan.options;
-    let network = match run.network.as_ref().map(|word| word.text.as_str()) {
-        Some("none") => Network::None,
-        Some("host") => Network::Host,
-        _ => options.network,
-    };
-    if let Some(security) = run.security.as_ref().filter(|word| word.text == "insecure") {
-        return Err(Diagnostic::error(security.span, "security.insecure is not allowed")
-            .help("this version of Kiln runs steps in the sandbox only"));
-    }
+    let network = allow::network(stage, run, statement.span)?;
+    let insecure = allow::insecure(stage, run)?;
     if let Some(device) = run.devices.first() {
         return Err(Diagnostic::error(device.span, "devices are not allowed")
             .help("this version of Kiln hands no devices to steps"));
@@ -52,7 +46,7 @@ pub(super) fn lower(
         },
         user: stage.result.config.user.clone(),
         network,
-        insecure: false,
+        insecure,
         devices: Vec::new(),
         mounts,
         scripts,
