@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use kiln_parser::platform::Platform;
 
 use crate::build::options::BuildOptions;
 use crate::failure::{Failure, chain};
@@ -108,6 +109,14 @@ pub(crate) fn print_error(text: &str) {
 
 fn open_store(settings: &Settings) -> Result<kiln_cache::Store, Failure> {
     kiln_cache::Store::open(&settings.root).map_err(|e| Failure::environment(chain(&e)))
+}
+
+/// `--platform` of one image; this machine's where none is named.
+fn platform(option: Option<&str>) -> Result<Platform, Failure> {
+    let Some(text) = option else { return Ok(Platform::host()) };
+    text.parse().map_err(|e| {
+        Failure::usage(format_args!("invalid --platform: {e}")).hint("for example linux/amd64")
+    })
 }
 
 /// Rows with columns as wide as their widest cell.

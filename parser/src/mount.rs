@@ -278,20 +278,30 @@ pub(crate) fn boolean(value: &str) -> Option<bool> {
     }
 }
 
-/// Docker's `RAMInBytes`: a number and a unit of 1024s.
+/// Docker's `RAMInBytes`: a number, which may be a fraction, and a unit of powers of 1024.
 #[must_use]
 pub fn bytes(value: &str) -> Option<u64> {
-    let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
-    let number: u64 = value[..digits].parse().ok()?;
-    let shift = match value[digits..].trim().to_ascii_lowercase().as_str() {
+    let split = value.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(value.len());
+    let number: f64 = value[..split].parse().ok()?;
+    let power = match value[split..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
+        "k" | "kb" | "kib" => 1,
+        "m" | "mb" | "mib" => 2,
+        "g" | "gb" | "gib" => 3,
+        "t" | "tb" | "tib" => 4,
         _ => return None,
     };
-    number.checked_mul(1 << shift)
+    let size = number * 1024_f64.powi(power);
+    if !(0.0..9.0e18).contains(&size) {
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked just above"
+    )]
+    let size = size as u64;
+    Some(size)
 }
 
 fn consistent(mount: &MountFlag) -> Result<(), String> {

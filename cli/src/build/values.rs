@@ -121,31 +121,10 @@ pub(crate) fn pair(flag: &str, option: &str) -> Result<(String, Option<String>),
 /// # Errors
 /// Not a number, an unknown unit, a negative size.
 pub(crate) fn bytes(flag: &str, option: &str) -> Result<u64, Failure> {
-    let bad = || {
+    kiln_parser::mount::bytes(option).ok_or_else(|| {
         Failure::usage(format_args!("invalid --{flag} `{option}`: not a size"))
             .hint("for example 64m or 1g")
-    };
-    let split = option.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(option.len());
-    let number: f64 = option[..split].parse().map_err(|_| bad())?;
-    let power = match option[split..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 1,
-        "m" | "mb" | "mib" => 2,
-        "g" | "gb" | "gib" => 3,
-        "t" | "tb" | "tib" => 4,
-        _ => return Err(bad()),
-    };
-    let size = number * 1024_f64.powi(power);
-    if !(0.0..9.0e18).contains(&size) {
-        return Err(bad());
-    }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "checked just above"
-    )]
-    let size = size as u64;
-    Ok(size)
+    })
 }
 
 #[cfg(test)]

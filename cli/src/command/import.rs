@@ -7,7 +7,6 @@ use clap::Args;
 use kiln_image::config::ContainerConfig;
 use kiln_image::import::{ImportOptions, import_rootfs};
 use kiln_parser::config::DEFAULT_PATH;
-use kiln_parser::platform::Platform;
 
 use crate::command::{familiar, open_store, print};
 use crate::failure::{Failure, chain};
@@ -28,12 +27,7 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure> {
-    let platform = match &options.platform {
-        None => Platform::host(),
-        Some(text) => {
-            text.parse().map_err(|e| Failure::usage(format_args!("invalid --platform: {e}")))?
-        }
-    };
+    let platform = super::platform(options.platform.as_deref())?;
     let name = full_name(&options.name)?;
     let path = options.archive.display().to_string();
     let file = File::open(&options.archive).map_err(|e| Failure::io("read", &path, &e))?;

@@ -1,7 +1,6 @@
 //! `kiln inspect`.
 
 use clap::Args;
-use kiln_parser::platform::Platform;
 use serde_json::{Value, json};
 
 use crate::command::{open_store, print, stored};
@@ -22,12 +21,7 @@ pub(super) struct Options {
 
 pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure> {
     let store = open_store(settings)?;
-    let platform = match &options.platform {
-        None => Platform::host(),
-        Some(text) => {
-            text.parse().map_err(|e| Failure::usage(format_args!("invalid --platform: {e}")))?
-        }
-    };
+    let platform = super::platform(options.platform.as_deref())?;
     let (name, root) = stored(&store, &options.name)?;
     let image = stored_image(&store, &root, &oci_platform(&platform))
         .map_err(|e| Failure::input(format_args!("`{name}`: {}", chain(&e))))?;

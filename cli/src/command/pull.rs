@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use kiln_executor::cancel::Cancel;
-use kiln_parser::platform::Platform;
 
 use crate::command::{open_store, print};
 use crate::failure::Failure;
@@ -24,12 +23,7 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure> {
-    let platform = match &options.platform {
-        None => Platform::host(),
-        Some(text) => {
-            text.parse().map_err(|e| Failure::usage(format_args!("invalid --platform: {e}")))?
-        }
-    };
+    let platform = super::platform(options.platform.as_deref())?;
     let name = full_name(&options.name)?;
     let store = open_store(settings)?;
     let cancel = Cancel::new().map_err(|e| Failure::io("make", "an event descriptor", &e))?;
