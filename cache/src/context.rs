@@ -18,7 +18,7 @@ use rustix::fs::OFlags;
 
 use crate::digest::ContentDigest;
 use crate::root::{FileKind, Root, Stat, check_path, read_link_at};
-use crate::scan::{self, Place, Rules};
+use crate::scan::{self, LinkNumbers, Place, Rules};
 use crate::stat_cache::StatCache;
 use crate::store::{Store, StoreError, failed};
 use crate::tree::{Entry, Kind, Metadata, Tree};
@@ -51,8 +51,8 @@ pub struct Context {
     name: String,
     filter: Arc<dyn ScanFilter>,
     cache: StatCache,
-    /// Scanned subtrees by path.
-    scanned: Mutex<HashMap<PathBuf, Arc<Tree>>>,
+    /// Scanned subtrees by path, each with a number: its hard links are named by it.
+    scanned: Mutex<HashMap<PathBuf, (Arc<Tree>, u32)>>,
     memo: Mutex<Memo>,
     error: Mutex<Option<io::Error>>,
 }
@@ -97,12 +97,21 @@ impl Context {
     }
 }
 
-/// How a context's files become entries.
-struct Reader<'a>(&'a Context);
+/// How a context's files become entries, for one scan.
+struct Reader<'a> {
+    context: &'a Context,
+    links: LinkNumbers,
+}
+
+impl<'a> Reader<'a> {
+    fn new(context: &'a Context) -> Self {
+        Self { context, links: LinkNumbers::default() }
+    }
+}
 
 impl Rules for Reader<'_> {
     fn verdict(&self, path: &Path, is_dir: bool) -> Verdict {
-        self.0.filter.verdict(path, is_dir)
+        self.context.filter.verdict(path, is_dir)
     }
 
     fn entry(&self, place: &Place<'_>, stat: &Stat) -> io::Result<Entry> {
@@ -110,7 +119,7 @@ impl Rules for Reader<'_> {
         let kind = match stat.kind {
             FileKind::Directory => Kind::Directory { opaque: false },
             FileKind::File => {
-                let (size, data) = self.0.data(place, stat)?;
+                let (size, data) = self.context.data(place, stat)?;
                 Kind::File { size, data }
             }
             FileKind::Socket => Kind::File { size: 0, data: *blake3::hash(b"").as_bytes() },
@@ -121,7 +130,7 @@ impl Rules for Reader<'_> {
         };
         let Stat { mode, mtime, .. } = *stat;
         let metadata = Metadata { mode, mtime, ..Metadata::default() };
-        Ok(Entry { kind, metadata, link_group: 0 })
+        Ok(Entry { kind, metadata, link_group: self.links.of(stat) })
     }
 }
 
@@ -175,11 +184,18 @@ impl Context {
 
     /// The scanned tree that `path` is in, and the path within it.
     fn covered<'p>(&self, path: &'p Path) -> Option<(Arc<Tree>, &'p Path)> {
+        self.numbered(path).map(|(tree, inside, _)| (tree, inside))
+    }
+
+    /// The same with the tree's number. Of several trees the largest counts: names of one file that
+    /// are in different parts of it are found to be one.
+    fn numbered<'p>(&self, path: &'p Path) -> Option<(Arc<Tree>, &'p Path, u32)> {
         let scanned = self.scanned.lock().unwrap_or_else(PoisonError::into_inner);
-        path.ancestors().find_map(|ancestor| {
-            let tree = scanned.get(ancestor)?.clone();
-            Some((tree, path.strip_prefix(ancestor).unwrap_or(Path::new(""))))
-        })
+        let trees = path.ancestors().filter_map(|ancestor| {
+            let (tree, number) = scanned.get(ancestor)?.clone();
+            Some((tree, path.strip_prefix(ancestor).unwrap_or(Path::new("")), number))
+        });
+        trees.last()
     }
 
     /// Whether a scanned directory is there at all: one that the filter leaves out is, only with something in it.
@@ -204,10 +220,11 @@ impl Context {
     /// Scans the directory at `path`, once. No lock is held meanwhile: a thread that waits for the scan's other
     /// threads may be given work that asks this same context.
     fn scan(&self, path: &Path) -> io::Result<Arc<Tree>> {
-        let tree = Arc::new(scan::scan(&self.root, path, &Reader(self))?);
+        let tree = Arc::new(scan::scan(&self.root, path, &Reader::new(self))?);
         let tree = {
             let mut scanned = self.scanned.lock().unwrap_or_else(PoisonError::into_inner);
-            scanned.entry(path.to_owned()).or_insert(tree).clone()
+            let number = u32::try_from(scanned.len()).unwrap_or(u32::MAX);
+            scanned.entry(path.to_owned()).or_insert((tree, number)).0.clone()
         };
         self.cache.save(&self.store, |path| self.is_gone(path));
         Ok(tree)
@@ -265,7 +282,9 @@ impl Context {
             _ => (Path::new(""), OsStr::new("")),
         };
         let dir: OwnedFd = self.root.open_at(dir_path, OFlags::PATH | OFlags::DIRECTORY)?;
-        Reader(self).entry(&Place { dir: &dir, dir_path, name }, &stat).map(Some)
+        let entry = Reader::new(self).entry(&Place { dir: &dir, dir_path, name }, &stat)?;
+        // Alone it is a file like any other, however many names it has.
+        Ok(Some(Entry { link_group: 0, ..entry }))
     }
 
     fn view_entry(&self, path: &Path, entry: Entry) -> ViewEntry {
@@ -275,7 +294,9 @@ impl Context {
             }
             _ => None,
         };
-        ViewEntry { entry, origin: 0, identity }
+        let linked = (entry.link_group != 0).then(|| self.numbered(path)).flatten();
+        let origin = linked.map_or(0, |(_, _, number)| number);
+        ViewEntry { entry, origin, identity }
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<(OsString, FileKind)>> {

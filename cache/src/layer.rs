@@ -4,10 +4,9 @@
 //! attribute `trusted.overlay.opaque` or `user.overlay.opaque` (both, where permitted: overlay reads the second when
 //! it is mounted with `userxattr`).
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rusqlite::params;
 use rustix::fs::{Mode, OFlags};
@@ -17,7 +16,7 @@ use crate::digest::LayerId;
 use crate::layer_writer::LayerWriter;
 use crate::process::Process;
 use crate::root::{FileKind, Root, Stat, read_link_at, xattrs_of};
-use crate::scan::{self, Place, Rules};
+use crate::scan::{self, LinkNumbers, Place, Rules};
 use crate::store::{Store, StoreError, failed, layer_place, now, now_ms, tree_place};
 use crate::tree::{Entry, Kind, Metadata, Tree};
 
@@ -103,7 +102,7 @@ impl LayerDraft {
     /// When a file cannot be read, or overlay was mounted with `redirect_dir` or `metacopy`, which have no form in a
     /// layer.
     pub fn scan(&self) -> io::Result<Tree> {
-        let rules = Upper { groups: Mutex::default() };
+        let rules = Upper { links: LinkNumbers::default() };
         scan::scan(&self.fs, Path::new(""), &rules)
     }
 
@@ -173,19 +172,10 @@ impl Drop for LayerDraft {
 
 /// How an overlay upper directory is read.
 struct Upper {
-    groups: Mutex<HashMap<(u64, u64), u32>>,
+    links: LinkNumbers,
 }
 
 impl Upper {
-    fn group(&self, stat: &Stat) -> u32 {
-        if stat.links < 2 || stat.kind == FileKind::Directory {
-            return 0;
-        }
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = u32::try_from(groups.len() + 1).expect("fewer than 2^32 linked files");
-        *groups.entry((stat.device, stat.inode)).or_insert(next)
-    }
-
     /// The attributes that belong to the layer, and whether the directory is opaque.
     fn attributes(&self, place: &Place<'_>) -> io::Result<(Xattrs, bool)> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -242,6 +232,6 @@ impl Rules for Upper {
         };
         let Stat { mode, uid, gid, mtime, .. } = *stat;
         let metadata = Metadata { mode, uid, gid, mtime, xattrs };
-        Ok(Entry { kind, metadata, link_group: self.group(stat) })
+        Ok(Entry { kind, metadata, link_group: self.links.of(stat) })
     }
 }

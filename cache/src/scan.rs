@@ -175,6 +175,22 @@ fn assemble(top: Entry, mut slots: Vec<Vec<Child>>) -> Tree {
     arena.finish()
 }
 
+/// Numbers for files with several names, while they are met: 0 for those with one.
+#[derive(Debug, Default)]
+pub(crate) struct LinkNumbers(Mutex<HashMap<(u64, u64), u32>>);
+
+impl LinkNumbers {
+    /// The number of a file; directories have none.
+    pub(crate) fn of(&self, stat: &Stat) -> u32 {
+        if stat.links < 2 || stat.kind == FileKind::Directory {
+            return 0;
+        }
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = u32::try_from(known.len() + 1).unwrap_or(u32::MAX);
+        *known.entry((stat.device, stat.inode)).or_insert(next)
+    }
+}
+
 /// Threads give link groups their numbers in no order: numbers them anew; those of one file go.
 fn number_groups(slots: &[Vec<Child>]) -> HashMap<u32, u32> {
     let mut sizes: HashMap<u32, u32> = HashMap::new();
