@@ -42,6 +42,15 @@ pub enum Quotes {
     Ordinary,
     /// Quotes and escapes group but stay, and unset variables stay as written: for finding words.
     Keep,
+    /// Quotes and escapes vanish, but unset variables stay as written: the name of a heredoc.
+    Name,
+}
+
+impl Quotes {
+    /// Whether unset variables stay as written.
+    const fn keeps_unset(self) -> bool {
+        matches!(self, Self::Keep | Self::Name)
+    }
 }
 
 /// What became of a text.
@@ -274,7 +283,7 @@ impl Expander<'_> {
                 return Ok("$".to_owned());
             }
             return Ok(match self.value(&name) {
-                None if self.quotes == Quotes::Keep => format!("${name}"),
+                None if self.quotes.keeps_unset() => format!("${name}"),
                 value => value.unwrap_or_default(),
             });
         }
@@ -301,7 +310,7 @@ impl Expander<'_> {
         };
         match mark {
             '}' => Ok(match self.value(&name) {
-                None if self.quotes == Quotes::Keep => format!("${{{name}}}"),
+                None if self.quotes.keeps_unset() => format!("${{{name}}}"),
                 value => value.unwrap_or_default(),
             }),
             ':' => {
@@ -344,7 +353,7 @@ impl Expander<'_> {
     ) -> Result<String, String> {
         let word = self.operand('}', false, '}')?;
         let value = self.value(name);
-        if value.is_none() && self.quotes == Quotes::Keep {
+        if value.is_none() && self.quotes.keeps_unset() {
             let colon = if null_is_unset { ":" } else { "" };
             return Ok(format!("${{{name}{colon}{operator}{word}}}"));
         }
@@ -367,7 +376,7 @@ impl Expander<'_> {
     fn trim_operator(&mut self, name: &str, operator: char) -> Result<String, String> {
         let word = self.operand('}', true, '}')?;
         let value = self.value(name);
-        if value.is_none() && self.quotes == Quotes::Keep {
+        if value.is_none() && self.quotes.keeps_unset() {
             return Ok(format!("${{{name}{operator}{word}}}"));
         }
         let value = value.unwrap_or_default();
@@ -389,7 +398,7 @@ impl Expander<'_> {
         let pattern = self.operand('/', true, '/')?;
         let replacement = self.operand('}', true, '}')?;
         let value = self.value(name);
-        if value.is_none() && self.quotes == Quotes::Keep {
+        if value.is_none() && self.quotes.keeps_unset() {
             return Ok(format!("${{{name}/{pattern}/{replacement}}}"));
         }
         let value = value.unwrap_or_default();

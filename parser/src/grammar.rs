@@ -6,6 +6,8 @@ use pest::Parser;
 use pest::iterators::Pair;
 use pest_derive::Parser;
 
+use crate::json;
+
 /// The generated parser; see `dockerfile.pest`.
 #[derive(Parser)]
 #[grammar = "dockerfile.pest"]
@@ -89,23 +91,20 @@ pub(crate) fn list(text: &str) -> Vec<Token> {
 
 /// The exec form.
 pub(crate) fn json(text: &str) -> Json {
-    if !text.trim_start().starts_with('[') {
+    let trimmed = text.trim_start();
+    if !trimmed.starts_with('[') {
         return Json::Text;
     }
-    let Ok(mut pairs) = Grammar::parse(Rule::json, text) else { return Json::Text };
-    let mut strings = Vec::new();
-    for part in pairs.next().into_iter().flat_map(Pair::into_inner) {
-        match part.as_rule() {
-            Rule::json_other => return Json::NotStrings,
-            Rule::json_string => {
-                let range = range(&part, 0);
-                let inner = part.as_str();
-                strings.push(Token { text: unescape(&inner[1..inner.len() - 1]), range });
-            }
-            _ => {}
-        }
-    }
-    Json::Strings(strings)
+    let Ok(mut pairs) = Grammar::parse(Rule::json, text) else {
+        return if json::is_valid(trimmed) { Json::NotStrings } else { Json::Text };
+    };
+    let strings = pairs.next().into_iter().flat_map(Pair::into_inner);
+    let strings = strings.filter(|part| part.as_rule() == Rule::json_string);
+    let token = |part: Pair<'_, Rule>| {
+        let inner = part.as_str();
+        Token { text: unescape(&inner[1..inner.len() - 1]), range: range(&part, 0) }
+    };
+    Json::Strings(strings.map(token).collect())
 }
 
 fn range(pair: &Pair<'_, Rule>, offset: usize) -> Range<usize> {
@@ -259,7 +258,7 @@ mod tests {
         };
         assert_eq!(strings("[ \"a\" , \"b\\n\\u0041\\ud83d\\ude00\" ] "), ["a", "b\nA😀"]);
         assert!(strings("[]").is_empty());
-        for text in ["[\"a\", 1]", "[[\"a\"]]", "[{\"a\": [1]}]", "[null]"] {
+        for text in ["[\"a\", 1]", "[[\"a\"]]", "[{\"a\": [1]}]", "[null]", "[[[[[1]]]]]"] {
             assert_eq!(json(text), Json::NotStrings, "{text}");
         }
         for text in ["['a']", "[\"a\"", "[\"a\",]", "[\"a\"] b", "[ -f x ]", "a", "[\"\t\"]"] {

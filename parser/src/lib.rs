@@ -24,6 +24,7 @@ mod grammar;
 pub mod graph;
 pub mod ignore;
 pub mod instruction;
+mod json;
 pub mod lines;
 pub mod lint;
 pub mod lower;

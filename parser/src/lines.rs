@@ -294,7 +294,7 @@ fn can_hold_heredoc(text: &str, escape: char) -> bool {
 pub fn heredoc_word(word: &str) -> Option<Heredoc> {
     let found = HEREDOC.captures(word)?;
     let rest = &found[2];
-    let plain = expand(rest, '\\', Quotes::Process, &NoVariables).ok()?;
+    let plain = expand(rest, '\\', Quotes::Name, &NoVariables).ok()?;
     let raw = expand(rest, '\\', Quotes::Keep, &NoVariables).ok()?;
     let ([name], [raw]) = (plain.words.as_slice(), raw.words.as_slice()) else { return None };
     let quotes = |word: &str| word.matches(['\'', '"']).count();
@@ -369,6 +369,8 @@ mod tests {
             ("3<<-EOF", Some("EOF")),
             ("<< EOF", Some("EOF")),
             ("<<'E F'", Some("E F")),
+            ("<<$E", Some("$E")),
+            ("<<a${E}'b'", Some("a${E}b")),
             ("<<", None),
             ("<<<a", None),
             ("a<<EOF", None),

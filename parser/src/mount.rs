@@ -110,7 +110,7 @@ pub fn from(word: &Word) -> Option<String> {
     let fields = fields(word).ok()?;
     let pairs = fields.iter().filter_map(|field| field.split_once('='));
     let mut named = pairs.filter(|(key, _)| key.eq_ignore_ascii_case("from"));
-    named.next_back().map(|(_, value)| value.to_owned())
+    named.next_back().map(|(_, value)| value.to_owned()).filter(|name| !name.is_empty())
 }
 
 /// Reads a mount; `expand` replaces variables in one value.
@@ -191,7 +191,8 @@ fn set(
 ) -> Result<(), Diagnostic> {
     let bad_value = || Diagnostic::error(word.span, format!("invalid value for {key}: {value}"));
     let bad_number = || Diagnostic::error(word.span, format!("invalid value {value} for {key}"));
-    let text = || Some(value.to_owned());
+    // `from=` with nothing behind it is as if it were not there.
+    let text = || (!value.is_empty()).then(|| value.to_owned());
     match key {
         "type" => mount.kind = kind(value, word)?,
         "from" => mount.from = text(),
@@ -211,7 +212,7 @@ fn set(
         "mode" => mount.mode = Some(u32::from_str_radix(value, 8).map_err(|_| bad_number())?),
         "uid" => mount.uid = Some(value.parse().map_err(|_| bad_number())?),
         "gid" => mount.gid = Some(value.parse().map_err(|_| bad_number())?),
-        "env" => mount.env = text(),
+        "env" => mount.env = Some(value.to_owned()),
         _ => {
             let message = format!("unexpected key '{key}' in '{field}'");
             let near = suggest::did_you_mean(key, KEYS.iter().copied());
@@ -355,6 +356,7 @@ mod tests {
         assert!(!read("target=/a,rw").expect("valid").read_only);
         assert_eq!(read("type=tmpfs,dst=/a,size=2m").expect("valid").size, Some(2 << 20));
         assert!(read("type=secret,id=a,required").expect("valid").required);
+        assert!(read("type=secret,id=a,src=,from=").is_ok());
         assert_eq!(read("\"target=/a,b\"").expect("valid").target.as_deref(), Some("/a,b"));
     }
 
@@ -372,6 +374,8 @@ mod tests {
             ("target=/a,sharing=shared", "invalid cache sharing set for bind mount"),
             ("type=cache,sharing=al", "unsupported sharing value \"al\""),
             ("type=secret", "invalid secret mount. one of source, target required"),
+            ("type=secret,id=", "invalid secret mount. one of source, target required"),
+            ("type=secret,id=a,from=b", "secret mount should not have a from"),
             ("type=secret,id=a,src=b", "both source and id can't be set"),
             ("type=cache,target=/a,required", "unexpected key 'required' for mount type 'cache'"),
         ] {

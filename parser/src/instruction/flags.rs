@@ -31,7 +31,7 @@ impl Flags {
                 Some((name, value)) => (name, Some(value)),
                 None => (token.text.as_str(), None),
             };
-            let bare = name.trim_start_matches("--");
+            let bare = name.strip_prefix("--").unwrap_or(name);
             let Some(&(_, kind)) = table.iter().find(|(known, _)| *known == bare) else {
                 return Err(unknown(context, name, bare, table, span));
             };

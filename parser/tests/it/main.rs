@@ -1,12 +1,16 @@
 //! Golden graphs: every Dockerfile of `testdata/dockerfiles` against what lowering made of it before.
+//! The tables of the language's rules are in the modules.
 
 mod corpus;
+mod expansion;
+mod forms;
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use kiln_parser::config::ImageConfig;
+use kiln_parser::graph::{CopyOp, Input, Op, RunOp};
 use kiln_parser::lower::{BaseImage, Known, LowerOptions, Lowered, Lowering, lower};
 use kiln_parser::platform::Platform;
 use kiln_parser::source::Source;
@@ -20,29 +24,73 @@ fn amd64() -> Platform {
     "linux/amd64".parse().expect("a platform")
 }
 
-/// Lowers with a made-up image behind every name.
-fn lowered(text: &str) -> Lowered {
+/// Lowers with a made-up image behind every name; the first message where that cannot be done.
+fn try_lower(text: &str, options: &LowerOptions) -> Result<Lowered, String> {
     let source = Source::new("Dockerfile", text.to_owned());
     let (dockerfile, diagnostics) = parse(&source);
-    assert!(diagnostics.is_empty(), "{diagnostics:?}");
-    let options = LowerOptions { build_platform: amd64(), ..LowerOptions::default() };
+    if let Some(first) = diagnostics.first() {
+        return Err(first.message.clone());
+    }
     let mut known = Known::new();
     loop {
-        match lower(&dockerfile, &options, &known).expect("it lowers") {
-            Lowering::Done(lowered) => return *lowered,
-            Lowering::NeedImages(requests) => {
+        match lower(&dockerfile, options, &known) {
+            Ok(Lowering::Done(lowered)) => return Ok(*lowered),
+            Ok(Lowering::NeedImages(requests)) => {
                 for request in requests {
                     let image = BaseImage {
                         unknown: false,
                         digest: "sha256:0".to_owned(),
                         config: ImageConfig::default(),
-                        platform: amd64(),
+                        platform: request.key.platform.clone(),
                         diff_ids: vec![format!("sha256:{}", "1".repeat(64))],
                     };
                     known.insert(request.key, image);
                 }
             }
+            // What lints found stands in front of the error.
+            Err(diagnostics) => {
+                return Err(diagnostics.last().expect("a reason").message.clone());
+            }
         }
+    }
+}
+
+fn options() -> LowerOptions {
+    LowerOptions { build_platform: amd64(), ..LowerOptions::default() }
+}
+
+/// Lowers what has to be right.
+fn lowered(text: &str) -> Lowered {
+    try_lower(text, &options()).unwrap_or_else(|why| panic!("{why} in\n{text}"))
+}
+
+/// Why something is refused that has to be wrong.
+fn refused(text: &str) -> String {
+    match try_lower(text, &options()) {
+        Ok(_) => panic!("no error in\n{text}"),
+        Err(why) => why,
+    }
+}
+
+/// The node that made the target's files.
+fn last(lowered: &Lowered) -> &Op {
+    match lowered.targets[0].snapshot {
+        Input::Node(id) => &lowered.graph.node(id).op,
+        Input::Scratch => panic!("no files"),
+    }
+}
+
+fn copied(lowered: &Lowered) -> &CopyOp {
+    match last(lowered) {
+        Op::Copy(copy) => copy,
+        other => panic!("no COPY: {other:?}"),
+    }
+}
+
+fn ran(lowered: &Lowered) -> &RunOp {
+    match last(lowered) {
+        Op::Run(run) => run,
+        other => panic!("no RUN: {other:?}"),
     }
 }
 
