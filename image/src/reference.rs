@@ -94,7 +94,7 @@ impl Reference {
         let mut text = match (self.registry.as_str(), self.repository.strip_prefix("library/")) {
             // `library/x` of the default registry is `x`, unless that would read as something else.
             (DEFAULT_REGISTRY, Some(short)) if !short.contains('/') => short.to_owned(),
-            (DEFAULT_REGISTRY, _) => self.repository.clone(),
+            (DEFAULT_REGISTRY, _) if !begins_with_host(&self.repository) => self.repository.clone(),
             _ => self.name(),
         };
         if let Some(tag) = &self.tag
@@ -163,17 +163,20 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     Ok(Reference { registry, repository, tag, digest })
 }
 
-/// Splits a name into host and path: the first component is a host if it has a dot, a colon or a
-/// capital letter, or is `localhost`.
+/// Whether the first component of a name is a host: it has a dot, a colon or a capital letter, or
+/// is `localhost`, and something follows.
+fn begins_with_host(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(first, _)| {
+        first.contains(['.', ':'])
+            || first == "localhost"
+            || first.bytes().any(|b| b.is_ascii_uppercase())
+    })
+}
+
+/// Splits a name into host and path.
 fn split_host(name: &str) -> (String, String) {
     let (host, path) = match name.split_once('/') {
-        Some((first, path))
-            if first.contains(['.', ':'])
-                || first == "localhost"
-                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
-        {
-            (first, path)
-        }
+        Some(parts) if begins_with_host(name) => parts,
         _ => (DEFAULT_REGISTRY, name),
     };
     let host = if host == "index.docker.io" { DEFAULT_REGISTRY } else { host };
@@ -260,6 +263,7 @@ mod tests {
             ("a/b", "docker.io/a/b:latest", "a/b"),
             ("index.docker.io/b", "docker.io/library/b:latest", "b"),
             ("docker.io/b/c:1", "docker.io/b/c:1", "b/c:1"),
+            ("docker.io/b.c/d", "docker.io/b.c/d:latest", "docker.io/b.c/d"),
             ("localhost/b", "localhost/b:latest", "localhost/b"),
             ("localhost:5000/b", "localhost:5000/b:latest", "localhost:5000/b"),
             ("127.0.0.1:5000/a/b:x", "127.0.0.1:5000/a/b:x", "127.0.0.1:5000/a/b:x"),
