@@ -31,6 +31,7 @@ use crate::failure::{Failure, chain};
 use crate::output::{Destination, Output, OutputKind};
 use crate::settings::{Settings, caller_variable};
 use crate::wire::copy::Sources;
+use crate::wire::devices::Devices;
 use crate::wire::export::{Built, Made, full_name};
 use crate::wire::images::Images;
 use crate::wire::remote::Remotes;
@@ -52,6 +53,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     let secrets = Arc::new(Secrets::parse(&options.input.secret, caller_variable)?);
     let contexts = inputs::named_contexts(options)?;
     let agents = Agents::parse(&options.input.ssh, caller_variable)?;
+    let devices = Devices::read(&settings.config.cdi_spec_dirs)?;
     let store = Store::open(&settings.root).map_err(|e| Failure::environment(chain(&e)))?;
     let cancel = Cancel::new().map_err(|e| Failure::io("make", "an event descriptor", &e))?;
     let interrupted = interrupt_flag(&cancel)?;
@@ -66,11 +68,12 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         remotes: &remotes,
         secrets: &secrets,
         agents: &agents,
+        devices: &devices,
         cancel: &cancel,
         interrupted: &interrupted,
     };
     let inputs = Inputs::read(options, contexts, &engine)?;
-    let lower_options = lowering::options(options, &inputs)?;
+    let lower_options = lowering::options(options, &inputs, devices.infos())?;
     let warn = shows_text(options);
     if let Some(call) = options.call()? {
         return lowering::call(call, &inputs, lower_options, &images);

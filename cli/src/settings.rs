@@ -25,6 +25,8 @@ pub(crate) struct Settings {
 pub(crate) struct Config {
     /// Per registry host (`host[:port]`): how to reach it.
     pub(crate) registry: BTreeMap<String, RegistryConfig>,
+    /// Folders with descriptions of devices, instead of the usual ones.
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
 }
 
 /// How one registry host is reached.
@@ -85,6 +87,9 @@ fn load_config() -> Result<Config, Failure> {
         && let Some(own) = read_config(&user.join("kiln/config.toml"))?
     {
         merged.registry.extend(own.registry);
+        if !own.cdi_spec_dirs.is_empty() {
+            merged.cdi_spec_dirs = own.cdi_spec_dirs;
+        }
     }
     Ok(merged)
 }

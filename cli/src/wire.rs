@@ -4,6 +4,7 @@
 pub(crate) mod agent;
 pub(crate) mod config;
 pub(crate) mod copy;
+pub(crate) mod devices;
 pub(crate) mod export;
 mod foreign;
 pub(crate) mod images;

@@ -359,7 +359,8 @@ fn give_up(spec: &RunSpec, handles: &Handles, user: &User) -> io::Result<()> {
     if let Some(filters) = handles.filters {
         context(|| "load the system call filter".to_owned(), filters.load())?;
     }
-    let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
+    let groups = user.groups.iter().chain(&spec.groups).copied();
+    let groups: Vec<Gid> = groups.map(Gid::from_raw).collect();
     setgroups(&groups)?;
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     setresgid(gid, gid, gid)?;

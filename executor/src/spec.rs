@@ -104,6 +104,8 @@ pub struct RunSpec {
     pub cwd: PathBuf,
     /// `user[:group]`, looked up in the root file system; empty for root.
     pub user: String,
+    /// Groups that the user is in besides its own.
+    pub groups: Vec<u32>,
     /// Network.
     pub network: Network,
     /// Outside of the sandbox: the builder's capabilities, no system call filter, nothing of /proc and

@@ -4,6 +4,7 @@
 mod allow;
 mod args;
 mod copy;
+mod device;
 mod lints;
 mod outline;
 mod ports;
@@ -29,6 +30,7 @@ use crate::source::Span;
 use crate::tree::Dockerfile;
 
 pub use allow::Allowed;
+pub use device::DeviceInfo;
 
 /// What a context is, as far as the language cares.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,6 +96,8 @@ pub struct LowerOptions {
     pub shm_size: Option<u64>,
     /// `--ulimit`.
     pub ulimits: Arc<Vec<Ulimit>>,
+    /// The devices of this machine.
+    pub devices: Vec<DeviceInfo>,
     /// `--cgroup-parent`.
     pub cgroup_parent: Option<Arc<str>>,
     /// What the ignore file of the main context leaves out, for the rule CopyIgnoredFile.
@@ -118,6 +122,7 @@ impl Default for LowerOptions {
             hosts: Arc::default(),
             shm_size: None,
             ulimits: Arc::default(),
+            devices: Vec::new(),
             cgroup_parent: None,
             ignore: Patterns::default(),
             all_stages: false,

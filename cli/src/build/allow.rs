@@ -4,7 +4,7 @@ use kiln_parser::lower::Allowed;
 
 use crate::failure::Failure;
 
-const KNOWN: &str = "entitlements: network.host, security.insecure";
+const KNOWN: &str = "entitlements: network.host, security.insecure, device, device=NAME";
 
 /// Reads the options.
 ///
@@ -16,6 +16,10 @@ pub(super) fn parse(options: &[String]) -> Result<Allowed, Failure> {
         match name {
             "security.insecure" => allowed.insecure = true,
             "network.host" => allowed.host_network = true,
+            "device" => allowed.devices.push(String::new()),
+            _ if name.starts_with("device=") && name.len() > "device=".len() => {
+                allowed.devices.push(name["device=".len()..].to_owned());
+            }
             _ => {
                 let message = format!("invalid --allow `{name}`: there is no such entitlement");
                 return Err(Failure::usage(message).hint(KNOWN));
@@ -39,7 +43,9 @@ mod tests {
         assert_eq!(all(&["network.host"]).expect("valid"), (false, true));
         assert_eq!(all(&["network.host,security.insecure"]).expect("valid"), (true, true));
         assert_eq!(all(&["security.insecure", "network.host"]).expect("valid"), (true, true));
-        for wrong in ["", "insecure", "network.host,", "network.none"] {
+        let devices = parse(&["device=a.b/c=0".to_owned(), "device".to_owned()]).expect("valid");
+        assert_eq!(devices.devices, ["a.b/c=0", ""]);
+        for wrong in ["", "insecure", "network.host,", "network.none", "device="] {
             assert!(all(&[wrong]).is_err(), "{wrong}");
         }
     }

@@ -19,6 +19,7 @@ use super::tasks::{Logs, Tasks};
 use crate::failure::{Failure, chain};
 use crate::progress;
 use crate::wire::copy::Sources;
+use crate::wire::devices::Devices;
 use crate::wire::images::Images;
 use crate::wire::ports::Wire;
 use crate::wire::remote::Remotes;
@@ -31,6 +32,7 @@ pub(super) struct Engine<'a> {
     pub(super) remotes: &'a Arc<Remotes>,
     pub(super) secrets: &'a Secrets,
     pub(super) agents: &'a Agents,
+    pub(super) devices: &'a Devices,
     pub(super) cancel: &'a Cancel,
     pub(super) interrupted: &'a AtomicBool,
 }
@@ -51,6 +53,7 @@ impl Engine<'_> {
             remotes: self.remotes,
             secrets: self.secrets,
             agents: self.agents,
+            devices: self.devices,
             cancel: self.cancel,
         };
         let execution = &self.options.execution;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kiln_parser::diagnostic::{Diagnostic, Severity};
 use kiln_parser::graph::{HttpOp, Input, Network, NodeId, Ulimit};
 use kiln_parser::lower::{
-    ImageRequest, Known, LowerOptions, Lowered, Lowering, NamedContext, NoCache,
+    DeviceInfo, ImageRequest, Known, LowerOptions, Lowered, Lowering, NamedContext, NoCache,
 };
 use kiln_parser::platform::Platform;
 use kiln_parser::tree::Dockerfile;
@@ -26,7 +26,11 @@ use crate::settings::{caller_variable, docker_proxies};
 use crate::wire::images::Images;
 
 /// How the command line changes the meaning of the Dockerfile.
-pub(super) fn options(options: &BuildOptions, inputs: &Inputs) -> Result<LowerOptions, Failure> {
+pub(super) fn options(
+    options: &BuildOptions,
+    inputs: &Inputs,
+    devices: Vec<DeviceInfo>,
+) -> Result<LowerOptions, Failure> {
     let language = &options.language;
     let mut hosts = Vec::new();
     for option in &language.add_host {
@@ -53,6 +57,7 @@ pub(super) fn options(options: &BuildOptions, inputs: &Inputs) -> Result<LowerOp
             .transpose()?,
         ulimits: Arc::new(ulimits),
         cgroup_parent: language.cgroup_parent.as_deref().map(cgroup_parent).transpose()?,
+        devices,
         ignore: inputs.ignore()?,
         all_stages: false,
     })

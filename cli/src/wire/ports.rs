@@ -10,6 +10,7 @@ use kiln_solver::ports::{Kind, Log, Ports, StepError, StepOutput, StepRequest};
 use kiln_solver::snapshot::Snapshot;
 
 use super::copy::{self, Sources};
+use super::devices::Devices;
 use super::images::Images;
 use super::remote::Remotes;
 use super::run::{self, RunContext};
@@ -25,6 +26,7 @@ pub(crate) struct Wire<'a> {
     pub(crate) remotes: &'a Remotes,
     pub(crate) secrets: &'a Secrets,
     pub(crate) agents: &'a Agents,
+    pub(crate) devices: &'a Devices,
     pub(crate) cancel: &'a Cancel,
 }
 
@@ -53,6 +55,7 @@ impl Ports for Wire<'_> {
                     store: self.store,
                     secrets: self.secrets,
                     agents: self.agents,
+                    devices: self.devices,
                     cancel: self.cancel,
                 };
                 run::run(&context, step, op, &draft, log)?;

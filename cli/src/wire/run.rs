@@ -14,6 +14,7 @@ use kiln_solver::ports::{Kind, Log, StepError, StepRequest, Stream};
 use kiln_solver::snapshot::Snapshot;
 
 use super::agent::{self, Forwarding};
+use super::devices::Devices;
 use super::foreign;
 use crate::build::agents::Agents;
 use crate::build::secrets::Secrets;
@@ -23,6 +24,7 @@ pub(crate) struct RunContext<'a> {
     pub(crate) store: &'a Store,
     pub(crate) secrets: &'a Secrets,
     pub(crate) agents: &'a Agents,
+    pub(crate) devices: &'a Devices,
     pub(crate) cancel: &'a Cancel,
 }
 
@@ -58,7 +60,10 @@ pub(crate) fn run(
     let mut held = Held { folder: beside("agents"), caches: Vec::new(), agents: Vec::new() };
     let mut env = op.env.as_ref().clone();
     env.extend(op.proxy.iter().filter(|(name, _)| !op.env.iter().any(|(n, _)| n == name)).cloned());
-    let mounts = mounts(context, step, op, &mut env, &mut held)?;
+    let mut mounts = mounts(context, step, op, &mut env, &mut held)?;
+    let given = context.devices.give(&op.devices)?;
+    env.extend(given.env);
+    mounts.extend(given.mounts);
     let scratch = beside("scratch");
     std::fs::create_dir_all(&scratch).map_err(StepError::environment)?;
     let spec = RunSpec {
@@ -70,6 +75,7 @@ pub(crate) fn run(
         env,
         cwd: PathBuf::from(&op.cwd),
         user: op.user.clone(),
+        groups: given.groups,
         network: match op.network {
             graph::Network::Default => spec::Network::Default,
             graph::Network::None => spec::Network::None,

@@ -4,6 +4,7 @@ mod agents;
 mod allow;
 mod build;
 mod call;
+mod devices;
 mod env;
 mod examples;
 mod house;

@@ -66,6 +66,7 @@ impl Sandbox {
             shm_size: None,
             limits: Vec::new(),
             cgroup_parent: None,
+            groups: Vec::new(),
         };
         Self { dir, spec }
     }

@@ -7,12 +7,14 @@ use crate::instruction::Run;
 use crate::source::Span;
 
 /// What the caller allows; nothing by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// `security.insecure`: RUN --security=insecure.
     pub insecure: bool,
     /// `network.host`: RUN --network=host, `--network host`.
     pub host_network: bool,
+    /// `device=NAME`: RUN --device; an empty name stands for all.
+    pub devices: Vec<String>,
 }
 
 /// Whether a RUN is outside of the sandbox.
@@ -81,14 +83,23 @@ mod tests {
     #[test]
     fn what_is_not_allowed_is_refused() {
         let nothing = Allowed::default();
-        let all = Allowed { insecure: true, host_network: true };
+        let all = Allowed { insecure: true, host_network: true, ..Allowed::default() };
         let network = Err("network.host is not allowed".to_owned());
         let security = Err("security.insecure is not allowed".to_owned());
-        assert_eq!(lowered("--security=insecure", Network::None, nothing), security);
-        assert_eq!(lowered("--network=host", Network::None, nothing), network);
-        assert_eq!(lowered("", Network::Host, nothing), network);
-        assert_eq!(lowered("--network=none", Network::Host, nothing), Ok((Network::None, false)));
-        assert_eq!(lowered("--security=insecure", Network::Host, all), Ok((Network::Host, true)));
-        assert_eq!(lowered("--security=sandbox", Network::None, all), Ok((Network::None, false)));
+        assert_eq!(lowered("--security=insecure", Network::None, nothing.clone()), security);
+        assert_eq!(lowered("--network=host", Network::None, nothing.clone()), network);
+        assert_eq!(lowered("", Network::Host, nothing.clone()), network);
+        assert_eq!(
+            lowered("--network=none", Network::Host, nothing.clone()),
+            Ok((Network::None, false))
+        );
+        assert_eq!(
+            lowered("--security=insecure", Network::Host, all.clone()),
+            Ok((Network::Host, true))
+        );
+        assert_eq!(
+            lowered("--security=sandbox", Network::None, all.clone()),
+            Ok((Network::None, false))
+        );
     }
 }

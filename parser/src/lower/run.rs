@@ -1,6 +1,7 @@
 //! RUN: command line, mounts, heredocs.
 
 use super::allow;
+use super::device;
 use super::stage::Stage;
 use super::stages::Place;
 use crate::diagnostic::Diagnostic;
@@ -30,10 +31,6 @@ pub(super) fn lower(
     let options = stage.plan.options;
     let network = allow::network(stage, run, statement.span)?;
     let insecure = allow::insecure(stage, run)?;
-    if let Some(device) = run.devices.first() {
-        return Err(Diagnostic::error(device.span, "devices are not allowed")
-            .help("this version of Kiln hands no devices to steps"));
-    }
     let hostname = options.build_args.get("BUILDKIT_SANDBOX_HOSTNAME");
     let op = Op::Run(Box::new(RunOp {
         base: stage.result.snapshot,
@@ -47,7 +44,7 @@ pub(super) fn lower(
         user: stage.result.config.user.clone(),
         network,
         insecure,
-        devices: Vec::new(),
+        devices: device::lower(stage, run)?,
         mounts,
         scripts,
         hostname: hostname.map_or(HOSTNAME, String::as_str).to_owned(),
