@@ -16,7 +16,8 @@ pub const DEFAULT_REGISTRY: &str = "docker.io";
 /// The tag that references without tag and digest mean.
 pub const DEFAULT_TAG: &str = "latest";
 
-/// Bytes of a repository name (distribution/reference `NameTotalLengthMax`).
+/// Bytes of a repository name in its normal form, without the registry
+/// (distribution/reference `RepositoryNameTotalLengthMax`).
 const NAME_LIMIT: usize = 255;
 
 /// Bytes of a tag.
@@ -154,7 +155,7 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
         check_tag(tag)?;
     }
     let (registry, repository) = split_host(name);
-    if name.len() > NAME_LIMIT {
+    if repository.len() > NAME_LIMIT {
         return Err("the name is longer than 255 bytes");
     }
     check_host(&registry)?;

@@ -64,7 +64,7 @@ pub struct Node {
     pub platform: Option<Platform>,
     /// `--no-cache`: no look-up, but the result is stored.
     pub no_cache: bool,
-    /// Where it came from; at least one.
+    /// Where it came from; at least one, and of very many the first.
     pub steps: Vec<Step>,
 }
 
@@ -380,6 +380,9 @@ impl Op {
     }
 }
 
+/// How many instructions a node remembers that it came from: the first ones are shown.
+const STEPS_MAX: usize = 32;
+
 /// The graph. Nodes are numbered in the order they were made, so inputs have lower numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
@@ -399,7 +402,7 @@ impl Graph {
         let key = (op, platform, no_cache);
         if let Some(&id) = self.known.get(&key) {
             let steps = &mut self.nodes[NodeIndex::new(id.0 as usize)].steps;
-            if !steps.contains(&step) {
+            if steps.len() < STEPS_MAX && !steps.contains(&step) {
                 steps.push(step);
             }
             return id;

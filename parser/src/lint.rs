@@ -9,6 +9,7 @@ pub mod rules;
 pub(crate) mod syntax;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 use crate::diagnostic::Diagnostic;
 use crate::lines::Comment;
@@ -21,11 +22,13 @@ pub(crate) struct Linter {
     /// What is on; `None` where nobody listens.
     checks: Option<Checks>,
     found: RefCell<Vec<Diagnostic>>,
+    /// What was reported: words that are expanded twice are told once.
+    told: RefCell<BTreeSet<(&'static str, Span, String)>>,
 }
 
 impl Linter {
     pub(crate) fn new(checks: Checks) -> Self {
-        Self { checks: Some(checks), found: RefCell::default() }
+        Self { checks: Some(checks), ..Self::default() }
     }
 
     /// Reports one finding; `comments` are those above the instruction, which may skip the rule.
@@ -41,10 +44,10 @@ impl Linter {
         if !own.as_ref().unwrap_or(checks).is_on(rule) {
             return;
         }
-        let found = Diagnostic::warning(rule.name, span, message).help_if(rule.url());
-        let mut all = self.found.borrow_mut();
-        if !all.contains(&found) {
-            all.push(found);
+        let message = message.into();
+        if self.told.borrow_mut().insert((rule.name, span, message.clone())) {
+            let found = Diagnostic::warning(rule.name, span, message).help_if(rule.url());
+            self.found.borrow_mut().push(found);
         }
     }
 

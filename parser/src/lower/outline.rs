@@ -75,6 +75,7 @@ pub(super) fn describe(
         ..Outline::default()
     };
     let (mut open, mut seen) = (vec![plan.target], BTreeSet::new());
+    let mut shown = Shown::default();
     while let Some(index) = open.pop() {
         if !seen.insert(index) {
             continue;
@@ -87,7 +88,7 @@ pub(super) fn describe(
             _ => None,
         }));
         let Some(result) = &done[index] else { continue };
-        add_stage(&mut outline, plan, stage.used.iter(), &result.described);
+        shown.add_stage(&mut outline, plan, stage.used.iter(), &result.described);
     }
     outline.arguments.sort_by_key(|argument| argument.span);
     outline.secrets.sort_by_key(|secret| secret.span);
@@ -95,47 +96,53 @@ pub(super) fn describe(
     Ok(outline)
 }
 
-fn add_stage<'n>(
-    outline: &mut Outline,
-    plan: &Plan<'_>,
-    used: impl Iterator<Item = &'n String>,
-    described: &Described,
-) {
-    let mut wanted: Vec<String> = used.cloned().collect();
-    for (argument, own) in &described.arguments {
-        let global = plan.global_arguments.iter().any(|known| known.name == argument.name);
-        let given = plan.options.build_args.contains_key(&argument.name);
-        if !*own && !given && !global && plan.globals.get(&argument.name).is_some() {
-            // TARGETARCH and the like are nobody's to give.
-            continue;
-        }
-        if *own || !global {
-            add(&mut outline.arguments, argument);
-        } else {
-            wanted.push(argument.name.clone());
-        }
-    }
-    // Global arguments, and those that their defaults name.
-    while let Some(name) = wanted.pop() {
-        let found = plan.global_arguments.iter().rev().find(|known| known.name == name);
-        let Some(found) = found else { continue };
-        if add(&mut outline.arguments, found) {
-            wanted.extend(found.uses.iter().cloned());
-        }
-    }
-    for secret in &described.secrets {
-        input(&mut outline.secrets, &secret.name, secret.required, secret.span);
-    }
-    for agent in &described.agents {
-        input(&mut outline.agents, &agent.name, agent.required, agent.span);
-    }
-}
+/// Names that the outline holds already: the first of each counts.
+#[derive(Default)]
+struct Shown(BTreeSet<String>);
 
-/// The first of a name is shown; whether this one is.
-fn add(list: &mut Vec<OutlineArgument>, argument: &OutlineArgument) -> bool {
-    if list.iter().any(|known| known.name == argument.name) {
-        return false;
+impl Shown {
+    fn add_stage<'n>(
+        &mut self,
+        outline: &mut Outline,
+        plan: &Plan<'_>,
+        used: impl Iterator<Item = &'n String>,
+        described: &Described,
+    ) {
+        let mut wanted: Vec<String> = used.cloned().collect();
+        for (argument, own) in &described.arguments {
+            let global = plan.global_argument(&argument.name).is_some();
+            let given = plan.options.build_args.contains_key(&argument.name);
+            if !*own && !given && !global && plan.globals.get(&argument.name).is_some() {
+                // TARGETARCH and the like are nobody's to give.
+                continue;
+            }
+            if *own || !global {
+                self.add(&mut outline.arguments, argument);
+            } else {
+                wanted.push(argument.name.clone());
+            }
+        }
+        // Global arguments, and those that their defaults name.
+        while let Some(name) = wanted.pop() {
+            let Some(found) = plan.global_argument(&name) else { continue };
+            if self.add(&mut outline.arguments, found) {
+                wanted.extend(found.uses.iter().cloned());
+            }
+        }
+        for secret in &described.secrets {
+            input(&mut outline.secrets, &secret.name, secret.required, secret.span);
+        }
+        for agent in &described.agents {
+            input(&mut outline.agents, &agent.name, agent.required, agent.span);
+        }
     }
-    list.push(argument.clone());
-    true
+
+    /// Whether this one is shown.
+    fn add(&mut self, list: &mut Vec<OutlineArgument>, argument: &OutlineArgument) -> bool {
+        let first = self.0.insert(argument.name.clone());
+        if first {
+            list.push(argument.clone());
+        }
+        first
+    }
 }

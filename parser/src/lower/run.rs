@@ -1,6 +1,8 @@
 //! RUN: command line, mounts, heredocs.
 
 use super::allow;
+use std::collections::HashMap;
+
 use super::device;
 use super::stage::Stage;
 use super::stages::Place;
@@ -179,13 +181,16 @@ fn mounts(
 
 /// Of several mounts at one place the last one counts; parents are mounted before children.
 fn deduplicate(mounts: Vec<Mount>) -> Vec<Mount> {
-    let mut kept: Vec<Mount> = Vec::with_capacity(mounts.len());
-    for mount in mounts {
+    let mut last: HashMap<String, usize> = HashMap::new();
+    for (at, mount) in mounts.iter().enumerate() {
         if let Some(target) = mount.target() {
-            kept.retain(|other| other.target() != Some(target));
+            last.insert(target.to_owned(), at);
         }
-        kept.push(mount);
     }
+    let counts = |at: usize, mount: &Mount| mount.target().is_none_or(|target| last[target] == at);
+    let numbered = mounts.into_iter().enumerate();
+    let mut kept: Vec<Mount> =
+        numbered.filter(|(at, mount)| counts(*at, mount)).map(|(_, mount)| mount).collect();
     kept.sort_by(|a, b| {
         let depth = |mount: &Mount| mount.target().map_or(0, |target| target.matches('/').count());
         depth(a).cmp(&depth(b))

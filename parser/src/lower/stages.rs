@@ -71,7 +71,7 @@ pub(super) struct Plan<'a> {
     pub(super) requests: Vec<ImageRequest>,
     pub(super) linter: &'a Linter,
     /// ARGs in front of the first FROM, for the outline.
-    pub(super) global_arguments: Vec<OutlineArgument>,
+    global_arguments: BTreeMap<String, OutlineArgument>,
     names: BTreeMap<String, usize>,
     /// The global scope as it is where nothing is given.
     defaults: Variables,
@@ -100,7 +100,7 @@ impl<'a> Plan<'a> {
             epoch: None,
             requests: Vec::new(),
             linter,
-            global_arguments: Vec::new(),
+            global_arguments: BTreeMap::new(),
             names: BTreeMap::new(),
             defaults,
         };
@@ -128,7 +128,7 @@ impl<'a> Plan<'a> {
                     for (argument, uses) in arguments.iter().zip(used) {
                         let value = self.globals.get(&argument.name.text).map(str::to_owned);
                         let described = outline::argument(argument, value, uses, statement);
-                        self.global_arguments.push(described);
+                        self.global_arguments.insert(described.name.clone(), described);
                     }
                 }
                 _ => {
@@ -240,9 +240,9 @@ impl<'a> Plan<'a> {
 
     /// FROM may name only arguments that are declared in front of it.
     fn check_arguments(&self, expanded: &Expanded, word: &Word, statement: &Statement) {
-        let declared = || self.global_arguments.iter().map(|argument| argument.name.as_str());
+        let declared = || self.global_arguments.keys().map(String::as_str);
         for name in &expanded.missing {
-            if declared().any(|known| known == name) {
+            if self.global_arguments.contains_key(name) {
                 continue;
             }
             let mut message = format!("FROM argument '{name}' is not declared");
@@ -496,6 +496,11 @@ impl<'a> Plan<'a> {
         self.known.get(key).ok_or_else(|| {
             Diagnostic::error(Span::default(), format!("image {:?} was not looked up", key.name))
         })
+    }
+
+    /// An ARG in front of the first FROM.
+    pub(super) fn global_argument(&self, name: &str) -> Option<&OutlineArgument> {
+        self.global_arguments.get(name)
     }
 
     /// The main context (`context`), or a named one.
