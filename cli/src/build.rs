@@ -23,7 +23,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use kiln_cache::Store;
 use kiln_executor::cancel::Cancel;
 use kiln_parser::graph::{Mount, Op};
-use kiln_parser::lower::{LowerOptions, Lowered};
+use kiln_parser::lower::{Allowed, LowerOptions, Lowered};
 use kiln_solver::outcome::SolveError;
 
 use crate::annotation::{self, Annotation};
@@ -76,6 +76,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     let lower_options = lowering::options(options, &inputs, devices.infos())?;
     let warn = shows_text(options);
     if let Some(call) = options.call()? {
+        let lower_options = LowerOptions { allow: Allowed::for_reading(), ..lower_options };
         return lowering::call(call, &inputs, lower_options, &images);
     }
     let lowered = lowering::lower(&inputs, &lower_options, &images, warn)?;
@@ -154,13 +155,15 @@ fn outputs(options: &BuildOptions) -> Result<Vec<Output>, Failure> {
     if options.result.push {
         outputs.push(Output::registry());
     }
-    let wants_image = !options.result.tag.is_empty()
-        || options.result.iidfile.is_some()
+    let wants_digest = options.result.iidfile.is_some()
         || options.result.metadata_file.is_some()
         || options.execution.quiet;
-    let has_image = outputs.iter().any(|output| matches!(output.kind, OutputKind::Image));
-    if wants_image && !has_image {
-        outputs.push(Output::image());
+    let makes = |kinds: &[OutputKind]| outputs.iter().any(|output| kinds.contains(&output.kind));
+    let stored = makes(&[OutputKind::Image]);
+    let digested = stored || makes(&[OutputKind::Oci, OutputKind::Docker, OutputKind::Registry]);
+    if (!options.result.tag.is_empty() && !stored) || (wants_digest && !digested) {
+        // In front: the digest that is told is that of an output that was asked for by name.
+        outputs.insert(0, Output::image());
     }
     for output in &outputs {
         check_terminal(output)?;

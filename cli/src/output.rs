@@ -47,6 +47,17 @@ pub(crate) enum LayerCompression {
     None,
 }
 
+/// What is compressed how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Compress {
+    /// `compression=NAME`.
+    pub(crate) method: LayerCompression,
+    /// `compression-level=N`.
+    pub(crate) level: Option<i32>,
+    /// `force-compression=true`: layers of base images too.
+    pub(crate) forced: bool,
+}
+
 /// One `--output`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Output {
@@ -61,11 +72,12 @@ pub(crate) struct Output {
     /// `push=true`.
     pub(crate) push: bool,
     /// Compression of the layers, where the output has layers.
-    pub(crate) compression: LayerCompression,
-    /// `compression-level=N`.
-    pub(crate) level: Option<i32>,
+    pub(crate) compression: Compress,
     /// `oci-mediatypes=false` asks for Docker's media types.
     pub(crate) oci_media_types: bool,
+    /// `rewrite-timestamp=BOOL`: whether the epoch also counts for the files in new layers. Without
+    /// it, an epoch does (BuildKit's does not): the same files give the same digest.
+    pub(crate) rewrite_timestamp: Option<bool>,
     /// `platform-split=false` merges platforms in one folder.
     pub(crate) platform_split: Option<bool>,
     /// `annotation[-LEVEL][\[PLATFORM\]].KEY=VALUE`.
@@ -80,9 +92,9 @@ impl Output {
             tar: true,
             names: Vec::new(),
             push: false,
-            compression: LayerCompression::default(),
-            level: None,
+            compression: Compress::default(),
             oci_media_types: true,
+            rewrite_timestamp: None,
             platform_split: None,
             annotations: Vec::new(),
         }
@@ -131,9 +143,11 @@ impl Output {
                 self.names = value.split(',').map(str::trim).map(str::to_owned).collect();
             }
             "push" => self.push = boolean(key, value, text)?,
-            "compression" => self.compression = parse_compression(value, text)?,
-            "compression-level" => self.level = Some(parse_level(value, text)?),
+            "compression" => self.compression.method = parse_compression(value, text)?,
+            "compression-level" => self.compression.level = Some(parse_level(value, text)?),
             "oci-mediatypes" => self.oci_media_types = boolean(key, value, text)?,
+            "force-compression" => self.compression.forced = boolean(key, value, text)?,
+            "rewrite-timestamp" => self.rewrite_timestamp = Some(boolean(key, value, text)?),
             "platform-split" => self.platform_split = Some(boolean(key, value, text)?),
             _ => {
                 if let Some(annotation) = annotation::parse_output_key(key, value)? {
@@ -141,7 +155,7 @@ impl Output {
                     return Ok(());
                 }
                 return Err(bad(text, &format!("key `{key}` is not supported"))
-                    .hint("supported: type, dest, tar, name, push, compression, compression-level, oci-mediatypes, platform-split, annotation…"));
+                    .hint("supported: type, dest, tar, name, push, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp, platform-split, annotation…"));
             }
         }
         Ok(())
@@ -170,7 +184,7 @@ impl Output {
             _ if !self.tar && self.kind != OutputKind::Oci => {
                 Err(bad(text, "tar=false is for type=oci only"))
             }
-            _ if self.level.is_some_and(|level| !self.level_fits(level)) => {
+            _ if self.compression.level.is_some_and(|level| !self.level_fits(level)) => {
                 Err(bad(text, "compression-level is 0 to 12 for gzip and 1 to 22 for zstd"))
             }
             _ => {
@@ -183,7 +197,7 @@ impl Output {
     }
 
     const fn level_fits(&self, level: i32) -> bool {
-        match self.compression {
+        match self.compression.method {
             LayerCompression::Gzip => level >= 0 && level <= 12,
             LayerCompression::Zstd => level >= 1 && level <= 22,
             LayerCompression::None => false,
@@ -268,8 +282,8 @@ mod tests {
             Output::parse("type=oci,dest=a.tar,compression=zstd,compression-level=3,tar=false")
                 .expect("valid");
         assert_eq!(output.kind, OutputKind::Oci);
-        assert_eq!(output.compression, LayerCompression::Zstd);
-        assert_eq!(output.level, Some(3));
+        assert_eq!(output.compression.method, LayerCompression::Zstd);
+        assert_eq!(output.compression.level, Some(3));
         assert!(!output.tar);
         let image = Output::parse("type=image,name=a,push=true").expect("valid");
         assert_eq!((image.kind, image.push), (OutputKind::Registry, true));

@@ -187,9 +187,7 @@ impl Expander<'_> {
                     out.push(c);
                 }
             }
-            if out.len() > EXPANDED_BYTES_MAX {
-                return Err(format!("the value grows beyond {EXPANDED_BYTES_MAX} bytes"));
-            }
+            check_size(out.len())?;
         }
         match stop {
             Some(stop) => {
@@ -255,7 +253,10 @@ impl Expander<'_> {
                     out.extend(quote);
                     return Ok(out);
                 }
-                Some('$') => out.push_str(&self.dollar()?),
+                Some('$') => {
+                    out.push_str(&self.dollar()?);
+                    check_size(out.len())?;
+                }
                 Some(c) => {
                     self.rest.next();
                     if c != self.escape {
@@ -404,7 +405,7 @@ impl Expander<'_> {
         let value = value.unwrap_or_default();
         let regex = shell_pattern(&pattern, true, false)?;
         if all {
-            return Ok(regex.replace_all(&value, replacement.as_str()).into_owned());
+            return replace_all(&regex, &value, &replacement);
         }
         Ok(match regex.find(&value) {
             Some(found) => {
@@ -439,6 +440,29 @@ impl Expander<'_> {
         seen.insert(name.to_owned());
         value
     }
+}
+
+fn check_size(bytes: usize) -> Result<(), String> {
+    if bytes > EXPANDED_BYTES_MAX {
+        return Err(format!("the value grows beyond {EXPANDED_BYTES_MAX} bytes"));
+    }
+    Ok(())
+}
+
+/// Replaces every match; `$0` in the replacement stands for it, as with BuildKit.
+fn replace_all(regex: &Regex, value: &str, replacement: &str) -> Result<String, String> {
+    let references = replacement.matches('$').count();
+    let mut out = String::new();
+    let mut done = 0;
+    for captures in regex.captures_iter(value) {
+        let found = captures.get_match();
+        out.push_str(&value[done..found.start()]);
+        check_size(out.len() + replacement.len() + references.saturating_mul(found.len()))?;
+        captures.expand(replacement, &mut out);
+        done = found.end();
+    }
+    out.push_str(&value[done..]);
+    Ok(out)
 }
 
 fn trim_prefix(pattern: &str, value: &str, greedy: bool) -> Result<String, String> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use kiln_parser::config::ImageConfig;
 use kiln_parser::diagnostic::{Diagnostic, Severity};
-use kiln_parser::lower::{self, BaseImage, ImageRequest, Known, LowerOptions, Lowering};
+use kiln_parser::lower::{self, Allowed, BaseImage, ImageRequest, Known, LowerOptions, Lowering};
 use kiln_parser::source::Source;
 use kiln_parser::tree;
 
@@ -43,6 +43,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
             all_stages: true,
             build_args: arguments(&options.build_arg)?,
             ignore,
+            allow: Allowed::for_reading(),
             ..LowerOptions::default()
         };
         checked.push(check(Source::new(name, text), &lower_options));

@@ -74,10 +74,10 @@ impl Built<'_> {
         for target in self.targets {
             let options = ImageOptions {
                 compression,
-                force_compression: false,
+                force_compression: output.compression.forced,
                 docker_types: !output.oci_media_types,
                 epoch: target.epoch,
-                rewrite_timestamp: false,
+                rewrite_timestamp: output.rewrite_timestamp.unwrap_or(true),
             };
             exported.push(self.platform_image(target, &options, &remarks)?);
         }
@@ -255,12 +255,12 @@ fn tar_output(dest: &Destination) -> tarball::Output {
 }
 
 fn compression(output: &Output) -> Result<Compression, Failure> {
-    let kind = match output.compression {
+    let kind = match output.compression.method {
         LayerCompression::Gzip => Compression::default(),
         LayerCompression::Zstd => Compression::Zstd(Compression::DEFAULT_ZSTD),
         LayerCompression::None => return Ok(Compression::None),
     };
-    match output.level {
+    match output.compression.level {
         None => Ok(kind),
         Some(level) => {
             let level = u8::try_from(level).unwrap_or(u8::MAX);

@@ -43,6 +43,17 @@ fn the_hosts_network_needs_to_be_allowed() {
 }
 
 #[test]
+fn what_only_reads_needs_nothing_allowed() {
+    let world = World::new();
+    let text = "FROM busybox\nRUN --security=insecure true\nRUN --network=host true\nRUN --device=vendor.test/dev=none,required true\n";
+    world.busybox().file("Dockerfile", text);
+    world.build(&["--check"]).ok();
+    world.build(&["--call", "outline"]).ok();
+    world.kiln(&["lint", "ctx/Dockerfile"]).ok();
+    assert_eq!(world.build(&[]).code, 1, "building does");
+}
+
+#[test]
 fn only_known_entitlements_are_allowed() {
     let world = World::new();
     world.file("Dockerfile", "FROM scratch\n");

@@ -1,5 +1,8 @@
 //! COPY and ADD.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::flags::{Flags, Kind};
 use super::{Context, Word};
 use crate::diagnostic::Diagnostic;
@@ -20,7 +23,7 @@ pub struct InlineSource {
     /// The word as written, `<<NAME`.
     pub word: Word,
     /// The document.
-    pub document: Heredoc,
+    pub document: Arc<Heredoc>,
 }
 
 /// COPY.
@@ -158,15 +161,19 @@ fn sources_and_dest(
         let message = format!("{} cannot accept a heredoc as a destination", context.name);
         return Err(Diagnostic::error(dest.span, message).help("name a path behind the heredoc"));
     }
+    // The last document of a name is the one of all words that have it.
+    let documents: BTreeMap<&str, Arc<Heredoc>> = context
+        .heredocs()
+        .iter()
+        .map(|document| (document.name.as_str(), Arc::new(document.clone())))
+        .collect();
     let sources = words
         .into_iter()
         .map(|word| {
             let named = heredoc_word(&word.text);
-            let document = named
-                .and_then(|mark| context.heredocs().iter().rev().find(|doc| doc.name == mark.name));
-            match document {
+            match named.and_then(|mark| documents.get(mark.name.as_str())) {
                 Some(document) => {
-                    FileSource::Inline(InlineSource { word, document: document.clone() })
+                    FileSource::Inline(InlineSource { word, document: Arc::clone(document) })
                 }
                 None => FileSource::Path(word),
             }

@@ -15,6 +15,20 @@ pub struct Allowed {
     pub host_network: bool,
     /// `device=NAME`: RUN --device; an empty name stands for all.
     pub devices: Vec<String>,
+    /// Required devices need not be here: nothing is going to run.
+    pub absent_devices: bool,
+}
+
+impl Allowed {
+    /// For questions about a Dockerfile: what runs nothing needs nothing allowed.
+    pub fn for_reading() -> Self {
+        Self {
+            insecure: true,
+            host_network: true,
+            devices: vec![String::new()],
+            absent_devices: true,
+        }
+    }
 }
 
 /// Whether a RUN is outside of the sandbox.

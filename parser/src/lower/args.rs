@@ -1,5 +1,6 @@
 //! Arguments and environment: the global scope, the automatic arguments, the values of a stage.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -32,9 +33,14 @@ impl Variables {
     }
 
     /// The whole list; one allocation serves all steps until the next change.
-    pub(super) fn share(&mut self) -> Arc<Vec<(String, String)>> {
+    pub(super) fn share(&mut self, budget: &Budget) -> Arc<Vec<(String, String)>> {
         let list = &self.list;
-        Arc::clone(self.shared.get_or_insert_with(|| Arc::new(list.clone())))
+        let copy = || {
+            let size = |(name, value): &(String, String)| name.len() + value.len() + PAIR_BYTES;
+            budget.add(list.iter().map(size).sum());
+            Arc::new(list.clone())
+        };
+        Arc::clone(self.shared.get_or_insert_with(copy))
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
@@ -48,15 +54,47 @@ impl Lookup for Variables {
     }
 }
 
+/// How many bytes the values of one Dockerfile may take together: a megabyte of instructions that all
+/// name a large variable must not eat the memory.
+const VALUES_BYTES_MAX: usize = 256 << 20;
+
+/// Bytes that variables added to the text of the Dockerfile so far.
+#[derive(Debug, Default)]
+pub(super) struct Budget(Cell<usize>);
+
+impl Budget {
+    /// Counts bytes; the next value is refused if they are too many.
+    fn add(&self, bytes: usize) {
+        self.0.set(self.0.get().saturating_add(bytes));
+    }
+
+    /// Takes what expanding `text` gave.
+    pub(super) fn take(&self, expanded: &str, text: &str) -> Result<(), String> {
+        self.add(expanded.len().saturating_sub(text.len()));
+        if self.0.get() > VALUES_BYTES_MAX {
+            let most = VALUES_BYTES_MAX >> 20;
+            return Err(format!("the values of this Dockerfile grow beyond {most} MiB together"));
+        }
+        Ok(())
+    }
+}
+
+/// What a pair of strings takes beside their bytes.
+const PAIR_BYTES: usize = size_of::<(String, String)>();
+
 /// Expands a word of the Dockerfile.
 pub(super) fn expand_word(
     word: &Word,
     escape: char,
     variables: &dyn Lookup,
+    budget: &Budget,
 ) -> Result<Expanded, Diagnostic> {
-    expand(&word.text, escape, Quotes::Process, variables).map_err(|error| {
+    let expanded = expand(&word.text, escape, Quotes::Process, variables).map_err(|error| {
         Diagnostic::error(word.span, error.to_string()).help_if(hint(&error.reason))
-    })
+    })?;
+    let taken = budget.take(&expanded.text, &word.text);
+    taken.map_err(|reason| Diagnostic::error(word.span, reason))?;
+    Ok(expanded)
 }
 
 fn hint(reason: &str) -> Option<String> {
@@ -101,6 +139,7 @@ pub(super) fn declare_global(
     arguments: &[Argument],
     escape: char,
     build_args: &BTreeMap<String, String>,
+    budget: &Budget,
 ) -> Result<Vec<BTreeSet<String>>, Diagnostic> {
     let mut uses = Vec::with_capacity(arguments.len());
     for argument in arguments {
@@ -109,7 +148,7 @@ pub(super) fn declare_global(
         let value = match (build_args.get(name), &argument.value) {
             (Some(given), _) => Some(given.clone()),
             (None, Some(default)) => {
-                let expanded = expand_word(default, escape, variables)?;
+                let expanded = expand_word(default, escape, variables, budget)?;
                 used = expanded.used;
                 Some(expanded.text)
             }

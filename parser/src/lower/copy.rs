@@ -274,6 +274,8 @@ fn inline_source(stage: &Stage<'_, '_>, inline: &InlineSource) -> Result<CopySou
         stage.check_variables(&expanded.missing, document.span);
         data = expanded.text;
     }
+    let taken = stage.plan.budget.take(&data, "");
+    taken.map_err(|reason| Diagnostic::error(document.span, reason))?;
     let file = InlineFile { name: document.name.clone(), data };
     Ok(CopySource { from: CopyFrom::Inline(file), path: String::new(), unpack: Unpack::Never })
 }

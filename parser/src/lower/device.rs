@@ -24,7 +24,7 @@ pub(super) fn lower(stage: &Stage<'_, '_>, run: &Run) -> Result<Vec<String>, Dia
     for word in &run.devices {
         let (wanted, required) = request(word)?;
         let found = select(&stage.plan.options.devices, wanted);
-        if found.is_empty() && required {
+        if found.is_empty() && required && !stage.plan.options.allow.absent_devices {
             let known = stage.plan.options.devices.iter().map(|device| device.name.as_str());
             let near = suggest::did_you_mean(wanted, known);
             let message = format!("required device {wanted:?} is not registered");

@@ -87,7 +87,7 @@ fn with_agent(
     stage: &mut Stage<'_, '_>,
     mounts: &[Mount],
 ) -> std::sync::Arc<Vec<(String, String)>> {
-    let env = stage.result.env.share();
+    let env = stage.result.env.share(&stage.plan.budget);
     let socket = mounts.iter().find_map(|mount| match mount {
         Mount::Ssh { target, .. } => Some(target.clone()),
         _ => None,

@@ -292,7 +292,7 @@ impl Stage<'_, '_> {
 
     pub(super) fn expand(&self, word: &Word) -> Result<String, Diagnostic> {
         let escape = if self.in_trigger { '\\' } else { self.plan.dockerfile.escape };
-        let expanded = expand_word(word, escape, &self.result.env)?;
+        let expanded = expand_word(word, escape, &self.result.env, &self.plan.budget)?;
         self.check_variables(&expanded.missing, word.span);
         Ok(expanded.text)
     }
@@ -302,7 +302,9 @@ impl Stage<'_, '_> {
         let text =
             statement.text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim());
         let shown = expand(text, self.plan.dockerfile.escape, Quotes::Keep, &self.result.env);
-        let shown = shown.map_or_else(|_| text.to_owned(), |expanded| expanded.text);
+        let shown = shown.ok().map(|expanded| expanded.text);
+        let shown = shown.filter(|shown| self.plan.budget.take(shown, text).is_ok());
+        let shown = shown.unwrap_or_else(|| text.to_owned());
         format!("{} {shown}", statement.keyword.text.to_uppercase()).trim_end().to_owned()
     }
 
@@ -540,7 +542,8 @@ impl Stage<'_, '_> {
     fn expose(&mut self, words: &[Word]) -> Result<(), Diagnostic> {
         let mut keys = Vec::new();
         for word in words {
-            let expanded = expand_word(word, self.plan.dockerfile.escape, &self.result.env)?;
+            let (escape, env) = (self.plan.dockerfile.escape, &self.result.env);
+            let expanded = expand_word(word, escape, env, &self.plan.budget)?;
             self.check_variables(&expanded.missing, word.span);
             for port in expanded.words {
                 self.check_port(&port, word.span);

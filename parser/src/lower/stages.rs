@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::args::{self, Variables, expand_word};
+use super::args::{self, Budget, Variables, expand_word};
 use super::outline;
 use super::stage::{self, StageResult};
 use super::{BaseImage, ImageRequest, Known, LowerOptions, NamedContext, NoCache, Target};
@@ -75,6 +75,7 @@ pub(super) struct Plan<'a> {
     names: BTreeMap<String, usize>,
     /// The global scope as it is where nothing is given.
     defaults: Variables,
+    pub(super) budget: Budget,
 }
 
 impl<'a> Plan<'a> {
@@ -88,7 +89,8 @@ impl<'a> Plan<'a> {
         let target_name = options.target.clone().unwrap_or_else(|| last_name(dockerfile));
         let globals = args::automatic(options, &platform, &target_name);
         let mut defaults = globals.clone();
-        declare_defaults(dockerfile, &mut defaults);
+        let budget = Budget::default();
+        declare_defaults(dockerfile, &mut defaults, &budget);
         let mut plan = Plan {
             dockerfile,
             options,
@@ -103,6 +105,7 @@ impl<'a> Plan<'a> {
             global_arguments: BTreeMap::new(),
             names: BTreeMap::new(),
             defaults,
+            budget,
         };
         plan.collect()?;
         plan.target = plan.find_target()?;
@@ -123,8 +126,9 @@ impl<'a> Plan<'a> {
                 Instruction::Arg(arguments) if self.stages.is_empty() => {
                     let escape = self.escape();
                     let build_args = &self.options.build_args;
+                    let (globals, budget) = (&mut self.globals, &self.budget);
                     let used =
-                        args::declare_global(&mut self.globals, arguments, escape, build_args)?;
+                        args::declare_global(globals, arguments, escape, build_args, budget)?;
                     for (argument, uses) in arguments.iter().zip(used) {
                         let value = self.globals.get(&argument.name.text).map(str::to_owned);
                         let described = outline::argument(argument, value, uses, statement);
@@ -143,7 +147,7 @@ impl<'a> Plan<'a> {
 
     fn add_stage(&mut self, from: &'a From, statement: &'a Statement) -> Result<(), Diagnostic> {
         let index = self.stages.len();
-        let expanded = expand_word(&from.image, self.escape(), &self.globals)?;
+        let expanded = expand_word(&from.image, self.escape(), &self.globals, &self.budget)?;
         self.check_arguments(&expanded, &from.image, statement);
         self.check_default(from, statement);
         let mut used = expanded.used;
@@ -207,7 +211,7 @@ impl<'a> Plan<'a> {
         statement: &Statement,
         used: &mut BTreeSet<String>,
     ) -> Result<Platform, Diagnostic> {
-        let expanded = expand_word(word, self.escape(), &self.globals)?;
+        let expanded = expand_word(word, self.escape(), &self.globals, &self.budget)?;
         self.check_arguments(&expanded, word, statement);
         self.check_platform(&expanded, word, from, statement);
         used.extend(expanded.used);
@@ -255,7 +259,10 @@ impl<'a> Plan<'a> {
 
     /// With all arguments at their defaults the base's name has to make sense, too.
     fn check_default(&self, from: &From, statement: &Statement) {
-        let Ok(expanded) = expand_word(&from.image, self.escape(), &self.defaults) else { return };
+        let (image, defaults) = (&from.image, &self.defaults);
+        let Ok(expanded) = expand_word(image, self.escape(), defaults, &self.budget) else {
+            return;
+        };
         let name = expanded.text;
         if name.is_empty() || check_reference(&name, from.image.span).is_err() {
             let message = format!(
@@ -616,13 +623,13 @@ fn circle(uses: &[Vec<usize>]) -> Option<usize> {
 }
 
 /// The ARGs in front of the first FROM with nothing given; what makes no sense is told elsewhere.
-fn declare_defaults(dockerfile: &Dockerfile, variables: &mut Variables) {
+fn declare_defaults(dockerfile: &Dockerfile, variables: &mut Variables, budget: &Budget) {
     for statement in &dockerfile.statements {
         match &statement.instruction {
             Instruction::Arg(arguments) => {
                 let nothing = BTreeMap::new();
                 let escape = dockerfile.escape;
-                if args::declare_global(variables, arguments, escape, &nothing).is_err() {
+                if args::declare_global(variables, arguments, escape, &nothing, budget).is_err() {
                     return;
                 }
             }

@@ -792,3 +792,22 @@ fn a_search_path_is_always_there() {
     let done = lowered("FROM image\nENV PATH=/x:$PATH\n");
     assert_eq!(env(&done, "PATH"), format!("/x:{path}"));
 }
+
+#[test]
+fn values_do_not_eat_the_memory() {
+    let large = format!("FROM scratch\nENV a={}\n", "a".repeat(1 << 20));
+    for (text, why) in [
+        (format!("{large}{}", "LABEL l=$a\n".repeat(300)), "beyond 256 MiB together"),
+        (format!("{large}ENV b=${{a//a/$a}}\n"), "grows beyond 16777216 bytes"),
+        (format!("FROM scratch\nENV a=x\n{}", "ENV a=\"$a$a\"\n".repeat(40)), "grows beyond"),
+        (
+            (0..6000).fold("FROM scratch\n".to_owned(), |text, number| {
+                text + &format!("ENV e{number}=1\nRUN x\n")
+            }),
+            "beyond 256 MiB together",
+        ),
+    ] {
+        let told = refused(&text);
+        assert!(told.contains(why), "{told:.200}");
+    }
+}
