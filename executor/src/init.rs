@@ -7,7 +7,7 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::chown;
 use std::path::Path;
@@ -20,9 +20,12 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
 use crate::cgroup::Group;
-use crate::rootfs::{self, Upper, context};
+use crate::devices::Devices;
+use crate::ids::Namespace;
+use crate::place::Place;
+use crate::rootfs::{self, Sys, System, Upper, context};
 use crate::seccomp::Filters;
-use crate::spec::{Limit, Network, RunSpec};
+use crate::spec::{Limit, Network, RunSpec, Stack};
 use crate::sys::process::{self, Side};
 use crate::user::{self, User};
 use crate::{capability, etc, insecure, mounts};
@@ -39,6 +42,8 @@ pub(crate) struct Handles {
     pub(crate) report: OwnedFd,
     /// The system call filters.
     pub(crate) filters: Option<&'static Filters>,
+    /// The step's user namespace; `None` for the builder's.
+    pub(crate) namespace: Option<&'static Namespace>,
     /// The builder.
     pub(crate) builder: Pid,
     /// The step's control group, if it has its own.
@@ -96,14 +101,20 @@ impl Report {
 /// The first forked process: makes the namespaces, waits for pid 1. Never returns.
 pub(crate) fn outer(spec: &RunSpec, handles: &Handles) -> ! {
     let status = match prepare_outer(spec, handles) {
-        Ok(Side::Child) => inner(spec, handles),
-        Ok(Side::Parent(init)) => wait_for(init),
+        Ok((Side::Child, host)) => inner(spec, handles, &host),
+        Ok((Side::Parent(init), _)) => wait_for(init),
         Err(error) => report(handles, &Report::Broken(error.to_string())),
     };
     process::exit(status)
 }
 
-fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<Side> {
+/// What was taken of the host before its files got out of reach.
+struct Host {
+    place: Place,
+    devices: Devices,
+}
+
+fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<(Side, Host)> {
     die_with(handles.builder)?;
     process::reset_signals()?;
     if let Some(group) = &handles.group {
@@ -114,8 +125,20 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<Side> {
     nix::unistd::dup2_stdin(&handles.stdin)?;
     nix::unistd::dup2_stdout(&handles.stdout)?;
     nix::unistd::dup2_stderr(&handles.stderr)?;
-    process::close_others(&[handles.report.as_raw_fd()])?;
+    let namespace = handles.namespace.map(|namespace| namespace.fd.as_raw_fd());
+    let keep: Vec<_> = [handles.report.as_raw_fd()].into_iter().chain(namespace).collect();
+    process::close_others(&keep)?;
     process::new_session_keyring();
+    raise_limits(&spec.limits)?;
+    context(|| "set the OOM score".to_owned(), unprotect())?;
+    context(|| "make a mount namespace".to_owned(), unshare(CloneFlags::CLONE_NEWNS))?;
+    let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+    nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+    let host = Host { place: Place::enter(spec, handles.namespace)?, devices: Devices::open()? };
+    if let Some(namespace) = handles.namespace {
+        become_root_of(namespace)?;
+        die_with(handles.builder)?;
+    }
     let mut flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
@@ -125,7 +148,52 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<Side> {
         flags |= CloneFlags::CLONE_NEWNET;
     }
     context(|| "make namespaces".to_owned(), unshare(flags))?;
-    process::fork()
+    Ok((process::fork()?, host))
+}
+
+/// Enters the step's user namespace, as its root.
+fn become_root_of(namespace: &Namespace) -> io::Result<()> {
+    let entered = nix::sched::setns(&namespace.fd, CloneFlags::CLONE_NEWUSER);
+    context(|| "enter the user namespace".to_owned(), entered)?;
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    // The caller's groups would count for files of the host (decision 5 of security.md, section 0).
+    drop_groups(&[])
+}
+
+/// Sets the supplementary groups. In a namespace with a single id nobody may, and there are none that
+/// could be had (user_namespaces(7), "setgroups").
+fn drop_groups(groups: &[Gid]) -> io::Result<()> {
+    match setgroups(groups) {
+        Err(nix::errno::Errno::EPERM) if denies_groups() => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+fn denies_groups() -> bool {
+    fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny")
+}
+
+/// A step must not be spared where the builder is.
+fn unprotect() -> io::Result<()> {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    let score = fs::read_to_string(SCORE)?;
+    if score.trim_start().starts_with('-') { fs::write(SCORE, "0") } else { Ok(()) }
+}
+
+/// Hard limits can only be raised by the first user namespace's root.
+fn raise_limits(limits: &[Limit]) -> io::Result<()> {
+    for limit in limits {
+        let Some(resource) = resource(&limit.name) else { continue };
+        let (soft, hard) = nix::sys::resource::getrlimit(resource)?;
+        let wanted = limit.hard.unwrap_or(libc::RLIM_INFINITY);
+        if wanted > hard {
+            // Where it may not, the step says so when it sets the limit.
+            let _refused = setrlimit(resource, soft, wanted);
+        }
+    }
+    Ok(())
 }
 
 /// Asks for SIGKILL when the parent ends, and checks that it has not ended before.
@@ -157,8 +225,8 @@ fn report(handles: &Handles, report: &Report) -> i32 {
 }
 
 /// Pid 1. Everything before the command exists runs here, single-threaded.
-fn inner(spec: &RunSpec, handles: &Handles) -> i32 {
-    let outcome = match build(spec) {
+fn inner(spec: &RunSpec, handles: &Handles, host: &Host) -> i32 {
+    let outcome = match build(spec, handles, host) {
         Ok((user, env)) => start(spec, handles, &user, &env),
         Err(Failed::User(why)) => Report::NoUser(why),
         Err(Failed::Io(error)) => Report::Broken(error.to_string()),
@@ -184,25 +252,18 @@ impl From<nix::errno::Errno> for Failed {
 }
 
 /// Mounts everything, enters the root; gives who runs and with which environment.
-fn build(spec: &RunSpec) -> Result<(User, Vec<(String, String)>), Failed> {
+fn build(
+    spec: &RunSpec,
+    handles: &Handles,
+    host: &Host,
+) -> Result<(User, Vec<(String, String)>), Failed> {
     // Pid 1's parent is outside of its pid namespace, so it shows as 0.
     die_with(Pid::from_raw(0))?;
     nix::sys::prctl::set_dumpable(false)?;
-    let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
-    nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
-    let scratch = &spec.scratch;
-    nix::mount::mount(
-        Some("tmpfs"),
-        scratch,
-        Some("tmpfs"),
-        nix::mount::MsFlags::empty(),
-        Some("mode=700"),
-    )?;
-    let bottom = scratch.join("bottom");
-    fs::create_dir(&bottom)?;
-    fs::set_permissions(&bottom, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let bottom = Path::new("bottom");
+    fs::create_dir(bottom)?;
     for directory in ["/proc", "/sys", "/dev"] {
-        mounts::stub(&bottom, Path::new(directory), true)?;
+        mounts::stub(bottom, Path::new(directory), true)?;
     }
     let all: Vec<_> = [
         mounts::file("/etc/resolv.conf", etc::resolv_conf(spec.network)),
@@ -212,11 +273,19 @@ fn build(spec: &RunSpec) -> Result<(User, Vec<(String, String)>), Failed> {
     .chain(spec.mounts.iter().cloned())
     .collect();
     let cgroups = spec.insecure.then(insecure::cgroups).transpose()?;
-    let prepared = mounts::prepare(&all, scratch, &bottom)?;
-    let upper = Upper { upper: &spec.upper, work: &spec.work };
-    let root = rootfs::overlay(&spec.base, &bottom, Some(&upper))?;
-    rootfs::enter(&root, &scratch.join("root"))?;
-    rootfs::system_mounts(spec.shm_size, spec.insecure)?;
+    let prepared = mounts::prepare(&all, &host.place, bottom)?;
+    let upper = Upper { upper: &host.place.path(&spec.upper), work: &host.place.path(&spec.work) };
+    let root = rootfs::overlay(&stack(&spec.base, &host.place), bottom, Some(&upper))?;
+    let sys = if spec.insecure {
+        Sys::Writable
+    } else if handles.namespace.is_none() || spec.network == Network::None {
+        Sys::ReadOnly
+    } else {
+        Sys::Empty
+    };
+    let system = System::make(sys)?;
+    rootfs::enter(&root, Path::new("root"))?;
+    system.attach(spec.shm_size, &host.devices, spec.insecure)?;
     if let Some(cgroups) = &cgroups {
         insecure::system(cgroups)?;
     }
@@ -234,6 +303,11 @@ fn build(spec: &RunSpec) -> Result<(User, Vec<(String, String)>), Failed> {
     let env = environment(spec, &user);
     working_directory(&spec.cwd, &user)?;
     Ok((user, env))
+}
+
+/// A stack with the paths that the step sees.
+fn stack(stack: &Stack, place: &Place) -> Stack {
+    Stack { layers: stack.layers.iter().map(|layer| place.path(layer)).collect() }
 }
 
 /// A network namespace starts with its loopback interface down.
@@ -348,9 +422,6 @@ fn give_up(spec: &RunSpec, handles: &Handles, user: &User) -> io::Result<()> {
     for limit in &spec.limits {
         set_limit(limit)?;
     }
-    let mut score = fs::File::options().write(true).open("/proc/self/oom_score_adj")?;
-    let written = score.write_all(b"0");
-    context(|| "set the OOM score".to_owned(), written)?;
     if spec.insecure {
         insecure::keep_capabilities()?;
     } else {
@@ -361,7 +432,7 @@ fn give_up(spec: &RunSpec, handles: &Handles, user: &User) -> io::Result<()> {
     }
     let groups = user.groups.iter().chain(&spec.groups).copied();
     let groups: Vec<Gid> = groups.map(Gid::from_raw).collect();
-    setgroups(&groups)?;
+    drop_groups(&groups)?;
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
@@ -374,8 +445,8 @@ fn give_up(spec: &RunSpec, handles: &Handles, user: &User) -> io::Result<()> {
     Ok(())
 }
 
-fn set_limit(limit: &Limit) -> io::Result<()> {
-    let resource = match limit.name.as_str() {
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
         "core" => Resource::RLIMIT_CORE,
         "cpu" => Resource::RLIMIT_CPU,
         "data" => Resource::RLIMIT_DATA,
@@ -391,10 +462,14 @@ fn set_limit(limit: &Limit) -> io::Result<()> {
         "rttime" => Resource::RLIMIT_RTTIME,
         "sigpending" => Resource::RLIMIT_SIGPENDING,
         "stack" => Resource::RLIMIT_STACK,
-        name => {
-            let message = format!("there is no resource limit {name:?}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
+        _ => return None,
+    })
+}
+
+fn set_limit(limit: &Limit) -> io::Result<()> {
+    let Some(resource) = resource(&limit.name) else {
+        let message = format!("there is no resource limit {:?}", limit.name);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     };
     let value = |limit: Option<u64>| limit.unwrap_or(libc::RLIM_INFINITY);
     context(

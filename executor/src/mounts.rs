@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
+use crate::place::Place;
 use crate::rootfs::{self, Upper, context};
 use crate::spec::{MountSource, MountSpec, Stack};
 
@@ -45,34 +46,35 @@ pub(crate) fn stub(bottom: &Path, target: &Path, is_directory: bool) -> io::Resu
     }
 }
 
-/// Opens all sources. `private` is a directory of the step for files and throw-away layers.
+/// Opens all sources; files and throw-away layers are made in the place.
 pub(crate) fn prepare(
     mounts: &[MountSpec],
-    private: &Path,
+    place: &Place,
     bottom: &Path,
 ) -> io::Result<Vec<Prepared>> {
     let mut prepared = Vec::with_capacity(mounts.len());
     for (number, mount) in mounts.iter().enumerate() {
-        let own = private.join(format!("mount-{number}"));
+        let own = PathBuf::from(format!("mount-{number}"));
         let ready =
-            context(|| format!("mount {}", mount.target.display()), source(mount, &own, bottom))?;
+            context(|| format!("mount {}", mount.target.display()), source(mount, &own, place))?;
         stub(bottom, &mount.target, ready.is_directory)?;
         prepared.push(ready);
     }
     Ok(prepared)
 }
 
-fn source(mount: &MountSpec, own: &Path, bottom: &Path) -> io::Result<Prepared> {
+fn source(mount: &MountSpec, own: &Path, place: &Place) -> io::Result<Prepared> {
     let target = mount.target.clone();
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     match &mount.source {
         MountSource::Layers { stack, source, read_only } => {
-            let tree = layers(stack, source, *read_only, own, bottom)?;
+            let layers: Vec<_> = stack.layers.iter().map(|layer| place.path(layer)).collect();
+            let tree = overlay_part(&Stack { layers }, source, *read_only, own)?;
             let flags = if *read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
             prepared(target, tree, flags)
         }
         MountSource::Folder { folder, source, read_only } => {
-            let root = rootfs::open_path(folder)?;
+            let root = rootfs::open_path(&place.path(folder))?;
             let tree = rootfs::clone_mount(&inside(&root, source)?, false)?;
             let flags = if *read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
             prepared(target, tree, flags)
@@ -99,7 +101,7 @@ fn source(mount: &MountSpec, own: &Path, bottom: &Path) -> io::Result<Prepared> 
         }
         MountSource::Socket { path } => {
             // Writable: steps hand the agent to their users with chmod or chown, as with BuildKit.
-            let tree = rootfs::clone_mount(&rootfs::open_path(path)?, false)?;
+            let tree = rootfs::clone_mount(&rootfs::open_path(&place.path(path))?, false)?;
             prepared(target, tree, quiet | MsFlags::MS_NOEXEC)
         }
     }
@@ -113,19 +115,12 @@ fn prepared(target: PathBuf, tree: OwnedFd, flags: MsFlags) -> io::Result<Prepar
 }
 
 /// A path in a stack of layers; one layer needs no overlay where nothing is written.
-fn layers(
-    stack: &Stack,
-    source: &Path,
-    read_only: bool,
-    own: &Path,
-    bottom: &Path,
-) -> io::Result<OwnedFd> {
+fn overlay_part(stack: &Stack, source: &Path, read_only: bool, own: &Path) -> io::Result<OwnedFd> {
     let (empty, upper, work, place) =
         (own.join("empty"), own.join("upper"), own.join("work"), own.join("root"));
     for dir in [&empty, &upper, &work, &place] {
         fs::create_dir_all(dir)?;
     }
-    debug_assert!(bottom.is_dir(), "the step's own directory is there");
     let write = Upper { upper: &upper, work: &work };
     let overlay = rootfs::overlay(stack, &empty, (!read_only).then_some(&write))?;
     // A part of a detached mount can be cloned only where it is attached (open_tree(2)).

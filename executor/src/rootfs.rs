@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, symlink};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -15,6 +15,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
+use crate::devices::Devices;
 use crate::spec::Stack;
 
 /// How many layers one overlay takes by `mount(2)`, whose options fit one page.
@@ -39,16 +40,6 @@ pub(crate) const MASKED: &[&str] = &[
 /// What cannot be written, as in Docker's default.
 pub(crate) const READ_ONLY: &[&str] =
     &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-/// Device nodes: name, major, minor (runc's `AllowedDevices`).
-const DEVICES: &[(&str, u32, u32)] = &[
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
 
 /// An error with what was tried.
 pub(crate) fn context<T, E: Into<io::Error>>(
@@ -205,70 +196,104 @@ pub(crate) fn kernel_fs(
     options: &[(&str, &str)],
     attributes: MountAttrFlags,
 ) -> io::Result<()> {
-    let made = (|| {
-        let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-        for (name, value) in options {
-            if value.is_empty() {
-                fsconfig_set_flag(fs.as_fd(), *name)?;
-            } else {
-                fsconfig_set_string(fs.as_fd(), *name, *value)?;
-            }
+    let made = new_fs(kind, options, attributes);
+    put(&context(|| format!("mount {kind} for {at}"), made)?, at)
+}
+
+/// A new file system of the kernel, not yet anywhere.
+fn new_fs(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (name, value) in options {
+        if value.is_empty() {
+            fsconfig_set_flag(fs.as_fd(), *name)?;
+        } else {
+            fsconfig_set_string(fs.as_fd(), *name, *value)?;
         }
-        fsconfig_create(fs.as_fd())?;
-        fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-    })();
-    let detached = context(|| format!("mount {kind} for {at}"), made)?;
-    context(|| format!("mount {at}"), attach(&detached, own_directory(at)?.as_fd()))
+    }
+    fsconfig_create(fs.as_fd())?;
+    Ok(fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
-/// /proc, /dev and /sys.
-pub(crate) fn system_mounts(shm_size: Option<u64>, writable_sys: bool) -> io::Result<()> {
-    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC
-        | MountAttrFlags::MOUNT_ATTR_NODEV;
-    kernel_fs("proc", "/proc", &[], quiet)?;
-    let dev = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    kernel_fs("tmpfs", "/dev", &[("mode", "755"), ("size", "65536k")], dev)?;
-    devices()?;
-    for name in ["pts", "shm", "mqueue"] {
-        fs::create_dir(Path::new("/dev").join(name))?;
-    }
-    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    let pts_attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    kernel_fs("devpts", "/dev/pts", &pts, pts_attributes)?;
-    let shm = shm_size.unwrap_or(64 << 20).to_string();
-    kernel_fs("tmpfs", "/dev/shm", &[("mode", "1777"), ("size", &shm)], quiet)?;
-    kernel_fs("mqueue", "/dev/mqueue", &[], quiet)?;
-    if writable_sys {
-        return kernel_fs("sysfs", "/sys", &[], quiet);
-    }
-    kernel_fs("sysfs", "/sys", &[], quiet | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    // The step's own view of cgroups is of no use to it; the host's is none of its business.
-    if Path::new("/sys/fs/cgroup").is_dir() {
-        kernel_fs(
-            "tmpfs",
-            "/sys/fs/cgroup",
-            &[("mode", "555")],
-            quiet | MountAttrFlags::MOUNT_ATTR_RDONLY,
-        )?;
-    }
-    Ok(())
+fn put(mount: &OwnedFd, at: &str) -> io::Result<()> {
+    context(|| format!("mount {at}"), attach(mount, own_directory(at)?.as_fd()))
 }
 
-fn devices() -> io::Result<()> {
-    for &(name, major, minor) in DEVICES {
-        device(&Path::new("/dev").join(name), FileType::CharacterDevice, (major, minor), 0o666)?;
+/// What a step sees at /sys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sys {
+    /// The kernel's, read-only.
+    ReadOnly,
+    /// The kernel's (steps outside of the sandbox).
+    Writable,
+    /// Nothing: it would show the host's network (sysfs(5) needs a network namespace of its own).
+    Empty,
+}
+
+/// The file systems of the kernel that show processes and devices. A user namespace may only make them
+/// while it sees unhidden ones (`mount_too_revealing` in the kernel's fs/namespace.c), so this is
+/// before the host's are gone.
+pub(crate) struct System {
+    proc: OwnedFd,
+    sys: Option<OwnedFd>,
+}
+
+const QUIET: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC)
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
+impl System {
+    /// Makes them.
+    pub(crate) fn make(sys: Sys) -> io::Result<Self> {
+        let proc = context(|| "mount /proc".to_owned(), new_fs("proc", &[], QUIET))?;
+        let attributes = match sys {
+            Sys::Writable => QUIET,
+            Sys::ReadOnly => QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY,
+            Sys::Empty => return Ok(Self { proc, sys: None }),
+        };
+        let sys = context(|| "mount /sys".to_owned(), new_fs("sysfs", &[], attributes))?;
+        Ok(Self { proc, sys: Some(sys) })
     }
-    for (link, target) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "/proc/self/fd/0"),
-        ("/dev/stdout", "/proc/self/fd/1"),
-        ("/dev/stderr", "/proc/self/fd/2"),
-        ("/dev/ptmx", "pts/ptmx"),
-    ] {
-        symlink(target, link)?;
+
+    /// Puts them, and a new /dev, into the new root.
+    pub(crate) fn attach(
+        &self,
+        shm_size: Option<u64>,
+        devices: &Devices,
+        insecure: bool,
+    ) -> io::Result<()> {
+        put(&self.proc, "/proc")?;
+        let dev = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        kernel_fs("tmpfs", "/dev", &[("mode", "755"), ("size", "65536k")], dev)?;
+        devices.attach()?;
+        for name in ["pts", "shm", "mqueue"] {
+            fs::create_dir(Path::new("/dev").join(name))?;
+        }
+        terminals(dev)?;
+        let shm = shm_size.unwrap_or(64 << 20).to_string();
+        kernel_fs("tmpfs", "/dev/shm", &[("mode", "1777"), ("size", &shm)], QUIET)?;
+        kernel_fs("mqueue", "/dev/mqueue", &[], QUIET)?;
+        let read_only = QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY;
+        let Some(sys) = &self.sys else {
+            return kernel_fs("tmpfs", "/sys", &[("mode", "555")], read_only);
+        };
+        put(sys, "/sys")?;
+        // The step's own view of cgroups is of no use to it; the host's is none of its business.
+        if !insecure && Path::new("/sys/fs/cgroup").is_dir() {
+            kernel_fs("tmpfs", "/sys/fs/cgroup", &[("mode", "555")], read_only)?;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// Terminals of the step's own, for the group `tty` where the user namespace has it.
+fn terminals(attributes: MountAttrFlags) -> io::Result<()> {
+    let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    match kernel_fs("devpts", "/dev/pts", &options, attributes) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            kernel_fs("devpts", "/dev/pts", &options[..3], attributes)
+        }
+        result => result,
+    }
 }
 
 /// Makes a device node of the step.

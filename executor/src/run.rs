@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::cancel::Cancel;
 use crate::cgroup::Group;
+use crate::ids::{self, Namespace};
 use crate::init::{self, Handles, Report};
 use crate::seccomp;
 use crate::spec::RunSpec;
@@ -79,6 +80,7 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         report,
         filters: if spec.insecure { None } else { seccomp::filters()? },
         builder: nix::unistd::getpid(),
+        namespace: namespace(spec)?,
         group,
     };
     let child = match process::fork()? {
@@ -98,6 +100,15 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         return Err(RunError::Cancelled);
     }
     outcome(&answer)
+}
+
+/// The user namespace; an insecure step has that of the builder.
+fn namespace(spec: &RunSpec) -> Result<Option<&'static Namespace>, RunError> {
+    if spec.insecure {
+        return Ok(None);
+    }
+    let made = ids::namespace(&spec.store);
+    made.map(Some).map_err(|error| RunError::Sandbox(error.to_string()))
 }
 
 /// The step's own control group, where one was asked for.

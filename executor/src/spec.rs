@@ -94,6 +94,8 @@ pub struct RunSpec {
     pub upper: PathBuf,
     /// Overlay's work directory.
     pub work: PathBuf,
+    /// The folder that all layers, `upper`, `work` and `scratch` are in, on one file system.
+    pub store: PathBuf,
     /// An empty directory for the step's own use (mount points, throw-away layers).
     pub scratch: PathBuf,
     /// Program and arguments.

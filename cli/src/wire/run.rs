@@ -70,6 +70,7 @@ pub(crate) fn run(
         base: stack(context.store, step.base),
         upper: draft.fs_path().to_owned(),
         work: draft.work_path().to_owned(),
+        store: context.store.path().to_owned(),
         scratch,
         args: op.args.clone(),
         env,

@@ -53,6 +53,7 @@ impl Sandbox {
             base: Stack { layers: vec![base] },
             upper: made("upper"),
             work: made("work"),
+            store: dir.path().to_owned(),
             scratch: made("scratch"),
             args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
             env: vec![("PATH".into(), "/bin".into())],
