@@ -13,6 +13,7 @@ use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 
 use crate::layer::{is_overlay_xattr, mark_opaque};
+use crate::owner::as_far_as_possible;
 use crate::root::{FileKind, Root, Stat, check_path, timestamps};
 use crate::scan;
 use crate::tree::{Entry, Kind, Metadata, Tree, TreeBuilder};
@@ -256,7 +257,8 @@ impl LayerWriter {
     fn apply_to_file(&self, file: &File, path: &Path, metadata: &mut Metadata) -> io::Result<()> {
         if (metadata.uid, metadata.gid) != self.owner {
             let (uid, gid) = (Uid::from_raw(metadata.uid), Gid::from_raw(metadata.gid));
-            rustix::fs::fchown(file, Some(uid), Some(gid))?;
+            let done = rustix::fs::fchown(file, Some(uid), Some(gid));
+            as_far_as_possible(done.map_err(io::Error::from))?;
         }
         self.apply_xattrs(path, metadata)?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.mode & 0o7777))?;
@@ -285,7 +287,7 @@ impl LayerWriter {
     /// For what has no descriptor: links and special files.
     fn apply(&self, path: &Path, metadata: &mut Metadata, mode: bool) -> io::Result<()> {
         if (metadata.uid, metadata.gid) != self.owner {
-            self.root.chown(path, metadata.uid, metadata.gid)?;
+            as_far_as_possible(self.root.chown(path, metadata.uid, metadata.gid))?;
         }
         self.apply_xattrs(path, metadata)?;
         if mode {
@@ -369,7 +371,15 @@ impl LayerWriter {
             }
         };
         self.prepare(path)?;
-        self.root.mknod(path, file_kind, 0o600, number)?;
+        if file_kind == FileKind::Fifo {
+            self.root.mknod(path, file_kind, 0o600, number)?;
+        } else {
+            as_far_as_possible(self.root.mknod(path, file_kind, 0o600, number))?;
+            if self.root.stat(path).is_err() {
+                // An empty file stands for a node that only the machine's root can make.
+                self.root.create_file(path, 0o600)?;
+            }
+        }
         let mut metadata = metadata.clone();
         if let Err(error) = self.apply(path, &mut metadata, true) {
             let _ = self.root.remove_file(path);
@@ -427,7 +437,8 @@ impl LayerWriter {
             let dir = writer.root.open_dir(path)?;
             let (uid, gid) = (Uid::from_raw(metadata.uid), Gid::from_raw(metadata.gid));
             if (metadata.uid, metadata.gid) != writer.owner {
-                rustix::fs::fchown(dir.as_fd(), Some(uid), Some(gid))?;
+                let done = rustix::fs::fchown(dir.as_fd(), Some(uid), Some(gid));
+                as_far_as_possible(done.map_err(io::Error::from))?;
             }
             writer.apply_xattrs(path, metadata)?;
             rustix::fs::fchmod(dir.as_fd(), Mode::from_raw_mode(metadata.mode & 0o7777))?;

@@ -31,6 +31,7 @@ mod lease;
 mod lock;
 mod mounts;
 mod oci;
+mod owner;
 mod process;
 mod record;
 mod root;

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::owner::as_far_as_possible;
 use crate::process::LockFile;
 use crate::root::Root;
 use crate::store::{Store, StoreError, failed, now, now_ms};
@@ -159,7 +160,7 @@ impl Store {
             dir.mkdir(&draft, 0o700)?;
             let root = dir.open_dir(&draft)?;
             fill(&root)?;
-            root.chown(Path::new(""), request.uid, request.gid)?;
+            as_far_as_possible(root.chown(Path::new(""), request.uid, request.gid))?;
             root.chmod(Path::new(""), request.mode)
         };
         let path = self.path().join("mounts");

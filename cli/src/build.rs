@@ -28,6 +28,7 @@ use kiln_solver::outcome::SolveError;
 
 use crate::annotation::{self, Annotation};
 use crate::failure::{Failure, chain};
+use crate::isolation;
 use crate::output::{Destination, Output, OutputKind};
 use crate::settings::{Settings, caller_variable};
 use crate::wire::copy::Sources;
@@ -78,6 +79,9 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     if let Some(call) = options.call()? {
         let lower_options = LowerOptions { allow: Allowed::for_reading(), ..lower_options };
         return lowering::call(call, &inputs, lower_options, &images);
+    }
+    if let Some(remark) = settings.isolation.as_ref().filter(|_| warn).and_then(isolation::remark) {
+        crate::command::print_error(&format!("{remark}\n"));
     }
     let lowered = lowering::lower(&inputs, &lower_options, &images, warn)?;
     forget_cache_mounts(&store, &lowered)?;

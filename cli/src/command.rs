@@ -19,6 +19,7 @@ use kiln_parser::platform::Platform;
 
 use crate::build::options::BuildOptions;
 use crate::failure::{Failure, chain};
+use crate::isolation::{self, Isolation};
 use crate::settings::Settings;
 
 /// Build OCI images from Dockerfiles: one binary, no daemon
@@ -28,6 +29,16 @@ struct CommandLine {
     /// Folder of the store (default: /var/lib/kiln for root, $XDG_DATA_HOME/kiln for others)
     #[arg(long, global = true, value_name = "FOLDER", env = "KILN_ROOT")]
     root: Option<PathBuf>,
+
+    /// How far steps are from the machine: the best there is, or exactly this one
+    #[arg(
+        long,
+        global = true,
+        value_name = "TIER",
+        env = "KILN_ISOLATION",
+        default_value = "auto"
+    )]
+    isolation: Isolation,
 
     #[command(subcommand)]
     command: Command,
@@ -72,7 +83,10 @@ pub(crate) fn run() -> Result<(), Failure> {
         }
         Err(help) => return print(&help.to_string()),
     };
-    let settings = Settings::load(line.root.as_deref())?;
+    let mut settings = Settings::load(line.root.as_deref())?;
+    if !matches!(line.command, Command::Lint(_)) {
+        settings.isolation = Some(isolation::enter(line.isolation)?);
+    }
     match line.command {
         Command::Build(options) => crate::build::build(&options, &settings),
         Command::Lint(options) => lint::run(&options),

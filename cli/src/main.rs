@@ -14,6 +14,7 @@ mod command;
 mod csv;
 mod exit;
 mod failure;
+mod isolation;
 mod output;
 mod progress;
 mod render;

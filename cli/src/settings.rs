@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use kiln_executor::rootless::Entered;
+
 use crate::failure::Failure;
 
 /// Everything that does not come from the command line of one command.
@@ -16,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) root: PathBuf,
     /// The merged configuration files.
     pub(crate) config: Config,
+    /// Where the builder is, once it has moved there.
+    pub(crate) isolation: Option<Entered>,
 }
 
 /// `config.toml`: `/etc/kiln/config.toml`, then `$XDG_CONFIG_HOME/kiln/config.toml`, or the one file
@@ -46,7 +50,7 @@ impl Settings {
     /// No home folder to put the store in; a configuration file that cannot be read or has an
     /// unknown key.
     pub(crate) fn load(root: Option<&Path>) -> Result<Self, Failure> {
-        Ok(Self { root: store_root(root)?, config: load_config()? })
+        Ok(Self { root: store_root(root)?, config: load_config()?, isolation: None })
     }
 }
 

@@ -19,6 +19,7 @@ pub mod mkdir;
 mod mounts;
 mod place;
 mod rootfs;
+pub mod rootless;
 pub mod run;
 mod seccomp;
 pub mod spec;

@@ -17,8 +17,6 @@ pub(crate) struct RefusedOptions {
     #[arg(long, hide = true)]
     cache_to: Vec<String>,
     #[arg(long, hide = true)]
-    isolation: Option<String>,
-    #[arg(long, hide = true)]
     load: bool,
     #[arg(long, hide = true)]
     policy: Vec<String>,
@@ -52,7 +50,7 @@ impl RefusedOptions {
     }
 
     /// Whether it was given, its name, what to do instead.
-    fn table(&self) -> [(bool, &'static str, &'static str); 12] {
+    fn table(&self) -> [(bool, &'static str, &'static str); 11] {
         [
             (asks(&self.attest), "attest", "images are made without attestations"),
             (
@@ -62,7 +60,6 @@ impl RefusedOptions {
             ),
             (!self.cache_from.is_empty(), "cache-from", "the local cache is always used"),
             (!self.cache_to.is_empty(), "cache-to", "the local cache is always written"),
-            (self.isolation.as_deref().is_some_and(|i| i != "default"), "isolation", ""),
             (
                 self.load,
                 "load",

@@ -294,14 +294,7 @@ fn select(
 }
 
 fn copy_error(error: &CopyError) -> StepError {
-    let denied = matches!(error, CopyError::Io { source, .. }
-        if source.kind() == io::ErrorKind::PermissionDenied);
-    let help = if denied && !nix::unistd::geteuid().is_root() {
-        Some("this version of Kiln needs root for files of other users".to_owned())
-    } else {
-        error.help()
-    };
-    StepError { kind: Fault::Input, message: error.to_string(), help }
+    StepError { kind: Fault::Input, message: error.to_string(), help: error.help() }
 }
 
 /// Copies into a new layer.

@@ -182,11 +182,7 @@ fn sandbox_error(why: &str) -> StepError {
     } else {
         Kind::Environment
     };
-    let mut error = StepError::new(kind, format!("cannot set up the step: {why}"));
-    if !nix::unistd::geteuid().is_root() {
-        error.help = Some("this version of Kiln runs steps as root only".to_owned());
-    }
-    error
+    StepError::new(kind, format!("cannot set up the step: {why}"))
 }
 
 fn mounts(

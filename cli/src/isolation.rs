@@ -1,0 +1,65 @@
+//! `--isolation`: what the builder and its steps are for the machine.
+
+use clap::ValueEnum;
+use kiln_executor::rootless::{self, Entered, Tier};
+
+use crate::failure::Failure;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Isolation {
+    /// The best that is possible here.
+    #[value(alias = "default")]
+    Auto,
+    /// The machine's root, steps in user namespaces with ids of their own.
+    Root,
+    /// A user namespace with the ranges of /etc/subuid.
+    Ranges,
+    /// A user namespace with the user's id alone.
+    SingleId,
+    /// Another root directory and nothing more.
+    Chroot,
+}
+
+/// Moves the process there. It must be the first that a command does: it may have one thread only.
+///
+/// # Errors
+/// A tier that was named is not possible here.
+pub(crate) fn enter(asked: Isolation) -> Result<Entered, Failure> {
+    let wanted = match asked {
+        Isolation::Auto => None,
+        Isolation::Root => Some(Tier::Root),
+        Isolation::Ranges => Some(Tier::Ranges),
+        Isolation::SingleId => Some(Tier::SingleId),
+        Isolation::Chroot => Some(Tier::Chroot),
+    };
+    let entered = rootless::enter(wanted.unwrap_or(Tier::Root))
+        .map_err(|error| Failure::io("make", "a user namespace", &error))?;
+    match wanted {
+        Some(wanted) if entered.tier != wanted => Err(refused(wanted, &entered)),
+        _ => Ok(entered),
+    }
+}
+
+fn refused(wanted: Tier, entered: &Entered) -> Failure {
+    let message =
+        format!("--isolation={wanted} is not possible here: it would be {}", entered.tier);
+    let failure = Failure::environment(message);
+    match entered.remarks.first() {
+        Some(remark) => failure.hint(remark.as_str()),
+        None => failure.hint("run it as root, or leave the option out"),
+    }
+}
+
+/// The line that a build prints where its steps have less than is usual.
+pub(crate) fn remark(entered: &Entered) -> Option<String> {
+    let what = match entered.tier {
+        Tier::Root | Tier::Ranges => return None,
+        Tier::SingleId => {
+            "steps have one user id: files cannot belong to other users, and programs that change the user fail"
+        }
+        Tier::Chroot => "steps are separated from this machine by their root directory alone",
+    };
+    let why = entered.remarks.first().map_or(String::new(), |remark| format!(" ({remark})"));
+    Some(format!("note: {what}{why}"))
+}
