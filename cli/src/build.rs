@@ -36,6 +36,7 @@ use crate::wire::devices::Devices;
 use crate::wire::export::{Built, Made, full_name};
 use crate::wire::images::Images;
 use crate::wire::remote::Remotes;
+use crate::wire::sandbox::Sandbox;
 use agents::Agents;
 use engine::Engine;
 use inputs::Inputs;
@@ -55,6 +56,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     let contexts = inputs::named_contexts(options)?;
     let agents = Agents::parse(&options.input.ssh, caller_variable)?;
     let devices = Devices::read(&settings.config.cdi_spec_dirs)?;
+    let sandbox = Sandbox::parse(&options.sandbox, settings.config.strict_network)?;
     let store = Store::open(&settings.root).map_err(|e| Failure::environment(chain(&e)))?;
     let cancel = Cancel::new().map_err(|e| Failure::io("make", "an event descriptor", &e))?;
     let interrupted = interrupt_flag(&cancel)?;
@@ -70,6 +72,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         secrets: &secrets,
         agents: &agents,
         devices: &devices,
+        sandbox: &sandbox,
         cancel: &cancel,
         interrupted: &interrupted,
     };

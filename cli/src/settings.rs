@@ -31,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) registry: BTreeMap<String, RegistryConfig>,
     /// Folders with descriptions of devices, instead of the usual ones.
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
+    /// Steps that cannot have a network of their own fail, instead of sharing the machine's.
+    pub(crate) strict_network: bool,
 }
 
 /// How one registry host is reached.
@@ -91,6 +93,7 @@ fn load_config() -> Result<Config, Failure> {
         && let Some(own) = read_config(&user.join("kiln/config.toml"))?
     {
         merged.registry.extend(own.registry);
+        merged.strict_network |= own.strict_network;
         if !own.cdi_spec_dirs.is_empty() {
             merged.cdi_spec_dirs = own.cdi_spec_dirs;
         }

@@ -12,3 +12,4 @@ pub(crate) mod ports;
 pub(crate) mod registry;
 pub(crate) mod remote;
 pub(crate) mod run;
+pub(crate) mod sandbox;

@@ -1,13 +1,21 @@
-//! Control groups of steps: `--cgroup-parent` puts a step below a group of the caller's choice, in every
-//! hierarchy that is mounted and writable (cgroups(7); version 2, version 1, or both side by side).
+//! Control groups of steps (cgroups(7); version 2, version 1, or both side by side): `--cgroup-parent`
+//! puts a step below a group of the caller's choice, and limits need a group in any case.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::spec::Resources;
+
 /// How often a group that is still busy is tried again.
 const REMOVE_TRIES: u32 = 50;
+
+/// Where groups are made that only exist for their limits.
+const PARENT: &str = "kiln";
+
+/// The period in which processor time is shared out, in microseconds (the kernel's default).
+const CPU_PERIOD: u64 = 100_000;
 
 /// The groups of one step; removed when dropped.
 #[derive(Debug)]
@@ -15,24 +23,44 @@ pub(crate) struct Group {
     folders: Vec<PathBuf>,
 }
 
+/// A limit that stopped something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hit {
+    /// The kernel killed a process for want of memory.
+    Memory,
+    /// A process or thread was refused.
+    Pids,
+}
+
+/// A mounted hierarchy: where, and its controllers (none are told for version 2).
+#[derive(Debug, PartialEq, Eq)]
+struct Hierarchy {
+    path: PathBuf,
+    unified: bool,
+}
+
 impl Group {
-    /// Makes `PARENT/NAME` in all hierarchies.
+    /// Makes `PARENT/NAME` in all hierarchies, with limits in those that have their controllers.
     ///
     /// # Errors
-    /// No hierarchy can be written.
-    pub(crate) fn new(parent: &str, name: &str) -> io::Result<Self> {
+    /// No hierarchy can be written, or a limit cannot be set.
+    pub(crate) fn new(parent: Option<&str>, name: &str, resources: &Resources) -> io::Result<Self> {
         let table = fs::read_to_string("/proc/self/mountinfo")?;
+        let below = parent.unwrap_or(PARENT).trim_matches('/');
         let mut group = Self { folders: Vec::new() };
         let mut refused = None;
         for hierarchy in hierarchies(&table) {
-            let folder = hierarchy.join(parent.trim_matches('/')).join(name);
+            let folder = hierarchy.path.join(below).join(name);
             match make(&hierarchy, &folder) {
                 Ok(()) => group.folders.push(folder),
                 Err(error) => refused = Some((folder, error)),
             }
         }
         match (group.folders.is_empty(), refused) {
-            (false, _) => Ok(group),
+            (false, _) => {
+                group.limit(resources)?;
+                Ok(group)
+            }
             (true, Some((folder, error))) => {
                 let message = format!("make the control group {}: {error}", folder.display());
                 Err(io::Error::new(error.kind(), message))
@@ -52,6 +80,72 @@ impl Group {
         }
         Ok(())
     }
+
+    fn limit(&self, resources: &Resources) -> io::Result<()> {
+        if let Some(bytes) = resources.memory {
+            let bytes = bytes.to_string();
+            self.set("memory", &[("memory.max", &bytes), ("memory.limit_in_bytes", &bytes)])?;
+            // Without swap, or with swap counted, as far as the kernel accounts for it.
+            self.set_if_there("memory.swap.max", "0")?;
+            self.set_if_there("memory.memsw.limit_in_bytes", &bytes)?;
+        }
+        if let Some(milli) = resources.milli_cpus {
+            let quota = (milli * CPU_PERIOD / 1000).max(1000).to_string();
+            let both = format!("{quota} {CPU_PERIOD}");
+            self.set("cpus", &[("cpu.max", &both), ("cpu.cfs_quota_us", &quota)])?;
+        }
+        if let Some(count) = resources.pids {
+            self.set("pids-limit", &[("pids.max", &count.to_string())])?;
+        }
+        Ok(())
+    }
+
+    /// Writes the first of the files that a group of the step has.
+    fn set(&self, option: &str, files: &[(&str, &str)]) -> io::Result<()> {
+        for (name, value) in files {
+            if self.set_if_there(name, value)? {
+                return Ok(());
+            }
+        }
+        let message = format!(
+            "--{option}: no control group here has the controller; remedy: run kiln as root, or with the controllers delegated (systemd-run --user --scope -p Delegate=yes kiln …)"
+        );
+        Err(io::Error::new(io::ErrorKind::Unsupported, message))
+    }
+
+    fn set_if_there(&self, name: &str, value: &str) -> io::Result<bool> {
+        for folder in &self.folders {
+            let path = folder.join(name);
+            if path.exists() {
+                let written = fs::write(&path, value);
+                return written.map(|()| true).map_err(|error| {
+                    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+                });
+            }
+        }
+        Ok(false)
+    }
+
+    /// Which limit stopped something of the step.
+    pub(crate) fn hit(&self) -> Option<Hit> {
+        let counted = |file: &str, key: &str| {
+            self.folders.iter().any(|folder| {
+                fs::read_to_string(folder.join(file)).is_ok_and(|text| counts(&text, key))
+            })
+        };
+        if counted("memory.events", "oom_kill") || counted("memory.oom_control", "oom_kill") {
+            return Some(Hit::Memory);
+        }
+        counted("pids.events", "max").then_some(Hit::Pids)
+    }
+}
+
+/// Whether a table of `key number` lines has more than 0 for a key.
+fn counts(text: &str, key: &str) -> bool {
+    text.lines().any(|line| {
+        line.split_once(' ')
+            .is_some_and(|(name, count)| name == key && count.trim().parse() != Ok(0))
+    })
 }
 
 impl Drop for Group {
@@ -71,29 +165,38 @@ impl Drop for Group {
 }
 
 /// Where hierarchies are mounted, by a table in the form of /proc/self/mountinfo (proc(5)).
-fn hierarchies(table: &str) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = Vec::new();
+fn hierarchies(table: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
     for line in table.lines() {
         let Some((mount, file_system)) = line.split_once(" - ") else { continue };
-        if !matches!(file_system.split(' ').next(), Some("cgroup" | "cgroup2")) {
-            continue;
-        }
-        if let Some(place) = mount.split(' ').nth(4).map(PathBuf::from)
-            && !found.contains(&place)
+        let unified = match file_system.split(' ').next() {
+            Some("cgroup") => false,
+            Some("cgroup2") => true,
+            _ => continue,
+        };
+        if let Some(path) = mount.split(' ').nth(4).map(PathBuf::from)
+            && !found.iter().any(|known| known.path == path)
         {
-            found.push(place);
+            found.push(Hierarchy { path, unified });
         }
     }
     found
 }
 
-/// Makes a group and those above it. Version 1's `cpuset` takes no process before it has processors
-/// and memory: those of the group above.
-fn make(hierarchy: &Path, folder: &Path) -> io::Result<()> {
-    let mut path = hierarchy.to_owned();
-    for part in folder.strip_prefix(hierarchy).map_err(io::Error::other)?.components() {
+/// Makes a group and those above it, with the controllers that the ones above have to give. Version 1's
+/// `cpuset` takes no process before it has processors and memory: those of the group above.
+fn make(hierarchy: &Hierarchy, folder: &Path) -> io::Result<()> {
+    let root = &hierarchy.path;
+    let mut path = root.clone();
+    for part in folder.strip_prefix(root).map_err(io::Error::other)?.components() {
         let above = path.clone();
         path.push(part);
+        if hierarchy.unified {
+            for controller in ["+memory", "+cpu", "+pids"] {
+                // A controller that cannot be had is missed when its limit is set.
+                let _refused = fs::write(above.join("cgroup.subtree_control"), controller);
+            }
+        }
         match fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -112,14 +215,21 @@ fn make(hierarchy: &Path, folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::hierarchies;
+    use super::{Hierarchy, counts, hierarchies};
 
     #[test]
     fn mounts_are_found() {
         let table = "30 23 0:26 / /sys/fs/cgroup rw shared:9 - tmpfs tmpfs rw\n\
             31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
             32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
-        let expect = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/cpu"];
-        assert_eq!(hierarchies(table), expect.map(std::path::PathBuf::from));
+        let expect = [("/sys/fs/cgroup/unified", true), ("/sys/fs/cgroup/cpu", false)]
+            .map(|(path, unified)| Hierarchy { path: path.into(), unified });
+        assert_eq!(hierarchies(table), expect);
+    }
+
+    #[test]
+    fn events_are_counted() {
+        assert!(counts("low 0\noom_kill 2\n", "oom_kill"));
+        assert!(!counts("oom_kill 0\nmax 3\n", "oom_kill"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use crate::net::RESOLVER;
 use crate::spec::{Network, RunSpec};
 
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -19,18 +20,34 @@ pub(crate) fn hosts(spec: &RunSpec) -> String {
     text
 }
 
-/// `/etc/resolv.conf`: the host's. A step that shares the host's network can use its local
-/// resolver as well, so nothing is taken out.
-pub(crate) fn resolv_conf(network: Network) -> String {
-    if network == Network::None {
+/// `/etc/resolv.conf`: the host's, as far as the step can reach its name servers.
+pub(crate) fn resolv_conf(spec: &RunSpec, own_network: bool) -> String {
+    if spec.network == Network::None {
         return String::new();
     }
     let host = read(HOST_RESOLV_CONF);
+    if !spec.dns.is_empty() {
+        return with_nameservers(&host, &spec.dns);
+    }
+    // The host's first resolver, wherever it listens, is asked through an address of the network: it may
+    // be on the host's loopback interface, or know the host alone.
+    if own_network && has_nameserver(&host) {
+        return with_nameservers(&host, &[RESOLVER]);
+    }
     if has_nameserver(&host) {
         return host;
     }
     let systemd = read(SYSTEMD_RESOLV_CONF);
     if has_nameserver(&systemd) { systemd } else { host }
+}
+
+/// The file with other name servers; search domains and options stay.
+fn with_nameservers(text: &str, servers: &[IpAddr]) -> String {
+    let kept = text.lines().filter(|line| !line.trim_start().starts_with("nameserver"));
+    let mut lines: Vec<String> =
+        servers.iter().map(|server| format!("nameserver {server}")).collect();
+    lines.extend(kept.map(str::to_owned));
+    lines.join("\n") + "\n"
 }
 
 /// A host without the file has no names to look up either.
@@ -50,7 +67,14 @@ fn has_nameserver(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::has_nameserver;
+    use super::{RESOLVER, has_nameserver, with_nameservers};
+
+    #[test]
+    fn resolvers_are_replaced() {
+        let host = "# c\nnameserver 127.0.0.53\noptions edns0\nsearch a.b\n";
+        let expect = "nameserver 169.254.1.1\n# c\noptions edns0\nsearch a.b\n";
+        assert_eq!(with_nameservers(host, &[RESOLVER]), expect);
+    }
 
     #[test]
     fn nameservers_are_seen() {

@@ -25,10 +25,10 @@ use crate::ids::Namespace;
 use crate::place::Place;
 use crate::rootfs::{self, Sys, System, Upper, context};
 use crate::seccomp::Filters;
-use crate::spec::{Limit, Network, RunSpec, Stack};
+use crate::spec::{Limit, RunSpec, Stack};
 use crate::sys::process::{self, Side};
 use crate::user::{self, User};
-use crate::{capability, etc, insecure, mounts};
+use crate::{capability, etc, insecure, mounts, net};
 
 /// What the forked processes need besides the specification.
 pub(crate) struct Handles {
@@ -44,6 +44,8 @@ pub(crate) struct Handles {
     pub(crate) filters: Option<&'static Filters>,
     /// The step's user namespace; `None` for the builder's.
     pub(crate) namespace: Option<&'static Namespace>,
+    /// The step's network.
+    pub(crate) network: Joined,
     /// The builder.
     pub(crate) builder: Pid,
     /// The step's control group, if it has its own.
@@ -51,9 +53,30 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// Closes everything but the control group.
-    pub(crate) fn release(self) -> Option<Group> {
-        self.group
+    /// Closes what the step has by now; its control group and its network are not for others until it
+    /// has ended.
+    pub(crate) fn release(self) -> (Option<Group>, Joined) {
+        (self.group, self.network)
+    }
+}
+
+/// Which network namespace a step gets.
+#[derive(Debug)]
+pub(crate) enum Joined {
+    /// The builder's.
+    Host,
+    /// A new one, with nothing but a loopback interface.
+    New,
+    /// One that is connected.
+    Connected(net::Lease),
+}
+
+impl Joined {
+    fn namespace(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Connected(lease) => lease.namespace(),
+            Self::Host | Self::New => None,
+        }
     }
 }
 
@@ -126,7 +149,9 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<(Side, Host)> 
     nix::unistd::dup2_stdout(&handles.stdout)?;
     nix::unistd::dup2_stderr(&handles.stderr)?;
     let namespace = handles.namespace.map(|namespace| namespace.fd.as_raw_fd());
-    let keep: Vec<_> = [handles.report.as_raw_fd()].into_iter().chain(namespace).collect();
+    let network = handles.network.namespace().map(AsRawFd::as_raw_fd);
+    let keep: Vec<_> =
+        [handles.report.as_raw_fd()].into_iter().chain(namespace).chain(network).collect();
     process::close_others(&keep)?;
     process::new_session_keyring();
     raise_limits(&spec.limits)?;
@@ -144,8 +169,13 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<(Side, Host)> 
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
-    if spec.network == Network::None {
-        flags |= CloneFlags::CLONE_NEWNET;
+    match handles.network.namespace() {
+        Some(network) => {
+            let joined = nix::sched::setns(network, CloneFlags::CLONE_NEWNET);
+            context(|| "enter the network namespace".to_owned(), joined)?;
+        }
+        None if matches!(handles.network, Joined::New) => flags |= CloneFlags::CLONE_NEWNET,
+        None => {}
     }
     context(|| "make namespaces".to_owned(), unshare(flags))?;
     Ok((process::fork()?, host))
@@ -260,13 +290,14 @@ fn build(
     // Pid 1's parent is outside of its pid namespace, so it shows as 0.
     die_with(Pid::from_raw(0))?;
     nix::sys::prctl::set_dumpable(false)?;
+    let own_network = matches!(handles.network, Joined::Connected(_));
     let bottom = Path::new("bottom");
     fs::create_dir(bottom)?;
     for directory in ["/proc", "/sys", "/dev"] {
         mounts::stub(bottom, Path::new(directory), true)?;
     }
     let all: Vec<_> = [
-        mounts::file("/etc/resolv.conf", etc::resolv_conf(spec.network)),
+        mounts::file("/etc/resolv.conf", etc::resolv_conf(spec, own_network)),
         mounts::file("/etc/hosts", etc::hosts(spec)),
     ]
     .into_iter()
@@ -278,7 +309,7 @@ fn build(
     let root = rootfs::overlay(&stack(&spec.base, &host.place), bottom, Some(&upper))?;
     let sys = if spec.insecure {
         Sys::Writable
-    } else if handles.namespace.is_none() || spec.network == Network::None {
+    } else if handles.namespace.is_none() || !matches!(handles.network, Joined::Host) {
         Sys::ReadOnly
     } else {
         Sys::Empty
@@ -296,7 +327,7 @@ fn build(
         rootfs::protect()?;
     }
     nix::unistd::sethostname(&spec.hostname)?;
-    if spec.network == Network::None {
+    if matches!(handles.network, Joined::New) {
         loopback_up()?;
     }
     let user = find_user(&spec.user)?;

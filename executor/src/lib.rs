@@ -17,6 +17,7 @@ mod init;
 mod insecure;
 pub mod mkdir;
 mod mounts;
+pub mod net;
 mod place;
 mod rootfs;
 pub mod rootless;

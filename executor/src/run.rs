@@ -11,11 +11,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use thiserror::Error;
 
 use crate::cancel::Cancel;
-use crate::cgroup::Group;
+use crate::cgroup::{Group, Hit};
 use crate::ids::{self, Namespace};
-use crate::init::{self, Handles, Report};
+use crate::init::{self, Handles, Joined, Report};
+use crate::net;
 use crate::seccomp;
-use crate::spec::RunSpec;
+use crate::spec::{Network, RunSpec};
 use crate::stdio::{self, Pipes};
 use crate::sys::process::{self, Side};
 
@@ -28,6 +29,10 @@ pub enum Exit {
     Code(i32),
     /// By a signal.
     Signal(i32),
+    /// Badly, after the kernel killed a process of it: it used more memory than its limit.
+    OutOfMemory,
+    /// Badly, after it was refused a process or thread: it had as many as its limit.
+    TooManyProcesses,
 }
 
 /// Why there is no [`Exit`].
@@ -81,6 +86,7 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         filters: if spec.insecure { None } else { seccomp::filters()? },
         builder: nix::unistd::getpid(),
         namespace: namespace(spec)?,
+        network: network(spec)?,
         group,
     };
     let child = match process::fork()? {
@@ -88,7 +94,7 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         Side::Parent(child) => child,
     };
     // The pipes' ends and the filters are the step's; the groups go when it has ended.
-    let _group = handles.release();
+    let (group, _network) = handles.release();
     let drained = stdio::drain(&Pipes { out, err }, log, cancel, || stop(child));
     if drained.is_err() {
         stop(child);
@@ -99,7 +105,25 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
     if cancel.is_cancelled() {
         return Err(RunError::Cancelled);
     }
-    outcome(&answer)
+    let exit = outcome(&answer)?;
+    Ok(match group.and_then(|group| group.hit()) {
+        Some(_) if exit == Exit::Code(0) => exit,
+        Some(Hit::Memory) => Exit::OutOfMemory,
+        Some(Hit::Pids) => Exit::TooManyProcesses,
+        None => exit,
+    })
+}
+
+/// The network; that of the machine where no other can be made ([`crate::net::missing`]).
+fn network(spec: &RunSpec) -> Result<Joined, RunError> {
+    match spec.network {
+        Network::None => Ok(Joined::New),
+        Network::Host => Ok(Joined::Host),
+        Network::Default if net::missing().is_some() => Ok(Joined::Host),
+        Network::Default => net::take(&spec.store)
+            .map(Joined::Connected)
+            .map_err(|error| RunError::Sandbox(format!("make a network: {error}"))),
+    }
 }
 
 /// The user namespace; an insecure step has that of the builder.
@@ -114,10 +138,15 @@ fn namespace(spec: &RunSpec) -> Result<Option<&'static Namespace>, RunError> {
 /// The step's own control group, where one was asked for.
 fn group(spec: &RunSpec) -> Result<Option<Group>, RunError> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let Some(parent) = &spec.cgroup_parent else { return Ok(None) };
+    let parent = spec.cgroup_parent.as_deref();
+    if parent.is_none() && spec.resources.is_unbounded() {
+        return Ok(None);
+    }
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let name = format!("kiln-{}-{number}", std::process::id());
-    Group::new(parent, &name).map(Some).map_err(|error| RunError::Sandbox(error.to_string()))
+    Group::new(parent, &name, &spec.resources)
+        .map(Some)
+        .map_err(|error| RunError::Sandbox(error.to_string()))
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -7,8 +7,7 @@ use std::path::PathBuf;
 /// The network that a step sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// Outgoing connections as the host has them. The step shares the host's network namespace, as
-    /// BuildKit's steps do where no CNI is configured.
+    /// A network namespace of its own with outgoing connections ([`crate::net`]).
     Default,
     /// Loopback alone, in a network namespace of its own.
     None,
@@ -85,6 +84,24 @@ pub struct Limit {
     pub hard: Option<u64>,
 }
 
+/// Bounds of everything that a step runs together (cgroups(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Bytes of memory, with swap.
+    pub memory: Option<u64>,
+    /// Processor time, in thousandths of a processor.
+    pub milli_cpus: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+impl Resources {
+    /// Whether there is no bound.
+    pub fn is_unbounded(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// One RUN.
 #[derive(Clone, Debug)]
 pub struct RunSpec {
@@ -123,6 +140,10 @@ pub struct RunSpec {
     pub shm_size: Option<u64>,
     /// Resource limits.
     pub limits: Vec<Limit>,
+    /// Name servers instead of the host's.
+    pub dns: Vec<IpAddr>,
+    /// What the step may use of the machine.
+    pub resources: Resources,
     /// The control group below which the step gets its own; `None` for that of the builder.
     pub cgroup_parent: Option<String>,
 }

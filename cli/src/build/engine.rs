@@ -23,6 +23,7 @@ use crate::wire::devices::Devices;
 use crate::wire::images::Images;
 use crate::wire::ports::Wire;
 use crate::wire::remote::Remotes;
+use crate::wire::sandbox::Sandbox;
 
 /// What solving needs, whatever the graph.
 pub(super) struct Engine<'a> {
@@ -33,6 +34,7 @@ pub(super) struct Engine<'a> {
     pub(super) secrets: &'a Secrets,
     pub(super) agents: &'a Agents,
     pub(super) devices: &'a Devices,
+    pub(super) sandbox: &'a Sandbox,
     pub(super) cancel: &'a Cancel,
     pub(super) interrupted: &'a AtomicBool,
 }
@@ -54,6 +56,7 @@ impl Engine<'_> {
             secrets: self.secrets,
             agents: self.agents,
             devices: self.devices,
+            sandbox: self.sandbox,
             cancel: self.cancel,
         };
         let execution = &self.options.execution;

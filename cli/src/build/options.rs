@@ -47,6 +47,9 @@ pub(crate) struct BuildOptions {
     pub(crate) execution: ExecutionOptions,
 
     #[command(flatten)]
+    pub(crate) sandbox: SandboxOptions,
+
+    #[command(flatten)]
     pub(crate) refused: RefusedOptions,
 }
 
@@ -137,6 +140,26 @@ pub(crate) struct LanguageOptions {
     /// Resource limit of RUN steps: NAME=SOFT[:HARD]
     #[arg(long, value_name = "SPEC")]
     pub(crate) ulimit: Vec<String>,
+}
+
+/// What steps may use of the machine; nothing of it is in a cache key.
+#[derive(Args, Debug)]
+pub(crate) struct SandboxOptions {
+    /// Memory of each RUN step, such as 2g
+    #[arg(short, long, value_name = "BYTES")]
+    pub(crate) memory: Option<String>,
+
+    /// Processors of each RUN step, such as 1.5
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) cpus: Option<String>,
+
+    /// Processes and threads of each RUN step
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) pids_limit: Option<u64>,
+
+    /// Name server of RUN steps, instead of this machine's
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) dns: Vec<String>,
 }
 
 /// What leaves.

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use kiln_cache::{ContentDigest, LayerId, Store};
 use kiln_executor::cancel::Cancel;
+use kiln_executor::net;
 use kiln_parser::git::GitRef;
-use kiln_parser::graph::{CopyOp, Graph, NodeId, Op};
+use kiln_parser::graph::{CopyOp, Graph, Network, NodeId, Op};
 use kiln_solver::ports::{Kind, Log, Ports, StepError, StepOutput, StepRequest};
 use kiln_solver::snapshot::Snapshot;
 
@@ -14,6 +15,7 @@ use super::devices::Devices;
 use super::images::Images;
 use super::remote::Remotes;
 use super::run::{self, RunContext};
+use super::sandbox::Sandbox;
 use crate::build::agents::Agents;
 use crate::build::secrets::Secrets;
 
@@ -27,7 +29,15 @@ pub(crate) struct Wire<'a> {
     pub(crate) secrets: &'a Secrets,
     pub(crate) agents: &'a Agents,
     pub(crate) devices: &'a Devices,
+    pub(crate) sandbox: &'a Sandbox,
     pub(crate) cancel: &'a Cancel,
+}
+
+impl Wire<'_> {
+    fn needs_network(&self) -> bool {
+        let default = |op: &Op| matches!(op, Op::Run(run) if run.network == Network::Default);
+        self.graph.ids().any(|id| default(&self.graph.node(id).op))
+    }
 }
 
 impl Ports for Wire<'_> {
@@ -44,6 +54,9 @@ impl Ports for Wire<'_> {
     }
 
     fn materialise(&self, layers: &[LayerId]) -> Result<(), StepError> {
+        if self.needs_network() {
+            net::prepare(self.store.path());
+        }
         self.images.materialise(layers)
     }
 
@@ -56,6 +69,7 @@ impl Ports for Wire<'_> {
                     secrets: self.secrets,
                     agents: self.agents,
                     devices: self.devices,
+                    sandbox: self.sandbox,
                     cancel: self.cancel,
                 };
                 run::run(&context, step, op, &draft, log)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use kiln_cache::{CacheMount, CacheMountRequest, LayerDraft, Root, Sharing, Store};
 use kiln_executor::cancel::Cancel;
 use kiln_executor::run::{self as executor, Exit, LogSink, RunError};
-use kiln_executor::spec::{self, Limit, MountSource, MountSpec, RunSpec, Stack};
+use kiln_executor::spec::{self, Limit, MountSource, MountSpec, Resources, RunSpec, Stack};
 use kiln_parser::graph::{self, Input, Mount, RunOp};
 use kiln_parser::mount;
 use kiln_solver::ports::{Kind, Log, StepError, StepRequest, Stream};
@@ -16,6 +16,7 @@ use kiln_solver::snapshot::Snapshot;
 use super::agent::{self, Forwarding};
 use super::devices::Devices;
 use super::foreign;
+use super::sandbox::Sandbox;
 use crate::build::agents::Agents;
 use crate::build::secrets::Secrets;
 
@@ -25,6 +26,7 @@ pub(crate) struct RunContext<'a> {
     pub(crate) secrets: &'a Secrets,
     pub(crate) agents: &'a Agents,
     pub(crate) devices: &'a Devices,
+    pub(crate) sandbox: &'a Sandbox,
     pub(crate) cancel: &'a Cancel,
 }
 
@@ -88,10 +90,14 @@ pub(crate) fn run(
         mounts,
         shm_size: op.shm_size,
         limits: op.ulimits.iter().map(limit).collect(),
+        dns: context.sandbox.dns.clone(),
+        resources: context.sandbox.resources,
         cgroup_parent: op.cgroup_parent.as_deref().map(str::to_owned),
     };
+    context.sandbox.check_network(spec.network, log)?;
     let exit = executor::run(&spec, &Forward(log), context.cancel);
-    outcome(exit, op).map_err(|error| foreign::explain(error, step.node.platform.as_ref()))
+    outcome(exit, op, &spec.resources)
+        .map_err(|error| foreign::explain(error, step.node.platform.as_ref()))
 }
 
 fn limit(limit: &graph::Ulimit) -> Limit {
@@ -122,13 +128,28 @@ pub(crate) fn stack(store: &Store, snapshot: &Snapshot) -> Stack {
     Stack { layers: snapshot.layers.iter().map(|id| store.layer_path(id)).collect() }
 }
 
-fn outcome(exit: Result<Exit, RunError>, op: &RunOp) -> Result<(), StepError> {
+fn outcome(exit: Result<Exit, RunError>, op: &RunOp, limits: &Resources) -> Result<(), StepError> {
     let process = format!("process \"{}\" did not complete successfully", op.args.join(" "));
     match exit {
         Ok(Exit::Code(0)) => Ok(()),
         Ok(Exit::Code(code)) => {
             let message = format!("{process}: exit code: {code}");
             Err(StepError { kind: Kind::Command, message, help: exit_help(code) })
+        }
+        Ok(Exit::OutOfMemory) => {
+            let limit = limits.memory.unwrap_or_default() >> 20;
+            let message = format!("{process}: out of memory (limit {limit} MiB)");
+            Err(StepError {
+                kind: Kind::Command,
+                message,
+                help: Some("give it more with --memory".to_owned()),
+            })
+        }
+        Ok(Exit::TooManyProcesses) => {
+            let limit = limits.pids.unwrap_or_default();
+            let message = format!("{process}: too many processes (pids limit {limit})");
+            let help = "give it more with --pids-limit".to_owned();
+            Err(StepError { kind: Kind::Command, message, help: Some(help) })
         }
         Ok(Exit::Signal(signal)) => {
             let name = nix::sys::signal::Signal::try_from(signal).map_or("", |s| s.as_str());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kiln_executor::cancel::Cancel;
 use kiln_executor::run::{Exit, LogSink, RunError, Stream, run};
-use kiln_executor::spec::{MountSource, MountSpec, Network, RunSpec, Stack};
+use kiln_executor::spec::{MountSource, MountSpec, Network, Resources, RunSpec, Stack};
 
 #[derive(Default)]
 struct Log(Mutex<Vec<u8>>);
@@ -66,6 +66,8 @@ impl Sandbox {
             mounts: Vec::new(),
             shm_size: None,
             limits: Vec::new(),
+            dns: Vec::new(),
+            resources: Resources::default(),
             cgroup_parent: None,
             groups: Vec::new(),
         };

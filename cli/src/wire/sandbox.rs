@@ -1,0 +1,103 @@
+//! What the caller and the configuration say of steps that is not part of them: limits, name servers,
+//! whether the network must be their own.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kiln_executor::net;
+use kiln_executor::spec::{Network, Resources};
+use kiln_solver::ports::{Kind, Log, StepError, Stream};
+
+use crate::build::options::SandboxOptions;
+use crate::build::values;
+use crate::failure::Failure;
+
+/// The smallest limit of memory: less, and not even a shell starts.
+const MEMORY_MIN: u64 = 6 << 20;
+
+/// For all steps of a build.
+#[derive(Debug, Default)]
+pub(crate) struct Sandbox {
+    pub(crate) resources: Resources,
+    pub(crate) dns: Vec<IpAddr>,
+    strict_network: bool,
+    told: AtomicBool,
+}
+
+impl Sandbox {
+    /// Reads the options.
+    ///
+    /// # Errors
+    /// A value of the wrong form.
+    pub(crate) fn parse(options: &SandboxOptions, strict_network: bool) -> Result<Self, Failure> {
+        let memory = options.memory.as_ref().map(|text| memory(text)).transpose()?;
+        let milli_cpus = options.cpus.as_ref().map(|text| milli_cpus(text)).transpose()?;
+        let resources = Resources { memory, milli_cpus, pids: options.pids_limit };
+        let dns = options.dns.iter().map(|text| {
+            text.parse().map_err(|_| {
+                Failure::usage(format_args!("invalid --dns `{text}`: not an address"))
+                    .hint("for example --dns 10.0.0.53")
+            })
+        });
+        let dns = dns.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { resources, dns, strict_network, told: AtomicBool::new(false) })
+    }
+
+    /// Says once that a step has the machine's network because it can have none of its own.
+    ///
+    /// # Errors
+    /// The configuration forbids that.
+    pub(crate) fn check_network(&self, network: Network, log: &dyn Log) -> Result<(), StepError> {
+        if network != Network::Default || self.told.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let Some(why) = net::missing() else { return Ok(()) };
+        if self.strict_network {
+            return Err(StepError {
+                kind: Kind::Environment,
+                message: "steps need a network of their own (`strict-network = true`), which cannot be had".to_owned(),
+                help: Some(why),
+            });
+        }
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let line = format!("note: steps share this machine's network ({why})\n");
+            log.write(Stream::Err, line.as_bytes());
+        }
+        Ok(())
+    }
+}
+
+fn memory(text: &str) -> Result<u64, Failure> {
+    let bytes = values::bytes("memory", text)?;
+    if bytes >= MEMORY_MIN {
+        return Ok(bytes);
+    }
+    Err(Failure::usage(format_args!("invalid --memory `{text}`: less than 6m")))
+}
+
+fn milli_cpus(text: &str) -> Result<u64, Failure> {
+    let bad = || {
+        Failure::usage(format_args!("invalid --cpus `{text}`: not a number of processors"))
+            .hint("for example --cpus 1.5")
+    };
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = format!("{fraction:0<3}");
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    let milli: u64 = digits.get(..3).and_then(|digits| digits.parse().ok()).ok_or_else(bad)?;
+    let sum = whole.checked_mul(1000).and_then(|whole| whole.checked_add(milli));
+    sum.filter(|sum| *sum > 0).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{memory, milli_cpus};
+
+    #[test]
+    fn limits_are_read() {
+        let cpus = |text| milli_cpus(text).ok();
+        assert_eq!([cpus("2"), cpus("0.5"), cpus("1.25")], [Some(2000), Some(500), Some(1250)]);
+        assert_eq!([cpus("0"), cpus("-1"), cpus("x"), cpus("1.x")], [None; 4]);
+        assert_eq!(memory("256m").ok(), Some(256 << 20));
+        assert!(memory("1k").is_err());
+    }
+}
