@@ -1,8 +1,8 @@
 //! Pid 1 of a step and the processes around it.
 //!
 //! `outer` (forked by the builder) makes the namespaces and forks `inner`, which is pid 1 in the new
-//! pid namespace: it mounts, enters the root, forks the command, reaps everything and reports how
-//! the command ended. When pid 1 ends the kernel kills whatever is left; when the builder dies both
+//! pid namespace: it mounts, enters the root, forks the command and becomes `init_program`, which reaps
+//! everything and reports how the command ended. When pid 1 ends the kernel kills whatever is left; when the builder dies both
 //! are killed (`PR_SET_PDEATHSIG`).
 
 use std::ffi::CString;
@@ -14,9 +14,9 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
 use crate::cgroup::Group;
@@ -28,7 +28,7 @@ use crate::seccomp::Filters;
 use crate::spec::{Limit, RunSpec, Stack};
 use crate::sys::process::{self, Side};
 use crate::user::{self, User};
-use crate::{capability, etc, insecure, mounts, net};
+use crate::{capability, etc, init_program, insecure, mounts, net};
 
 /// What the forked processes need besides the specification.
 pub(crate) struct Handles {
@@ -42,6 +42,8 @@ pub(crate) struct Handles {
     pub(crate) report: OwnedFd,
     /// The system call filters.
     pub(crate) filters: Option<&'static Filters>,
+    /// What pid 1 becomes.
+    pub(crate) program: &'static OwnedFd,
     /// The step's user namespace; `None` for the builder's.
     pub(crate) namespace: Option<&'static Namespace>,
     /// The step's network.
@@ -150,8 +152,11 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<(Side, Host)> 
     nix::unistd::dup2_stderr(&handles.stderr)?;
     let namespace = handles.namespace.map(|namespace| namespace.fd.as_raw_fd());
     let network = handles.network.namespace().map(AsRawFd::as_raw_fd);
-    let keep: Vec<_> =
-        [handles.report.as_raw_fd()].into_iter().chain(namespace).chain(network).collect();
+    let keep: Vec<_> = [handles.report.as_raw_fd(), handles.program.as_raw_fd()]
+        .into_iter()
+        .chain(namespace)
+        .chain(network)
+        .collect();
     process::close_others(&keep)?;
     process::new_session_keyring();
     raise_limits(&spec.limits)?;
@@ -235,12 +240,24 @@ fn die_with(parent: Pid) -> io::Result<()> {
     process::exit(1)
 }
 
+/// Waits for pid 1, and passes a SIGTERM of the builder on to it.
 fn wait_for(init: Pid) -> i32 {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGCHLD);
+    if signals.thread_block().is_err() {
+        return 1;
+    }
     loop {
-        match waitpid(init, None) {
-            Err(nix::errno::Errno::EINTR) => {}
+        match waitpid(init, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
             Ok(WaitStatus::Exited(_, status)) => return status,
             _ => return 1,
+        }
+        if signals.wait() == Ok(Signal::SIGTERM) {
+            // It may have ended this moment.
+            let _ended = nix::sys::signal::kill(init, Signal::SIGTERM);
         }
     }
 }
@@ -390,7 +407,7 @@ fn working_directory(cwd: &Path, user: &User) -> io::Result<()> {
     )
 }
 
-/// Forks the command, reaps until it ends.
+/// Forks the command, becomes the program that reaps until it ends; returns only on failure.
 fn start(spec: &RunSpec, handles: &Handles, user: &User, env: &[(String, String)]) -> Report {
     let command = match process::fork() {
         Ok(Side::Child) => {
@@ -400,21 +417,28 @@ fn start(spec: &RunSpec, handles: &Handles, user: &User, env: &[(String, String)
         Ok(Side::Parent(command)) => command,
         Err(error) => return Report::Broken(format!("fork: {error}")),
     };
+    match become_init(spec, handles, command) {
+        Ok(never) => match never {},
+        Err(error) => Report::Broken(format!("become pid 1: {error}")),
+    }
+}
+
+/// Pid 1 gives up what the command did, and becomes a program that knows nothing of the builder.
+fn become_init(
+    spec: &RunSpec,
+    handles: &Handles,
+    command: Pid,
+) -> io::Result<std::convert::Infallible> {
     // The pipes belong to the command alone: when it and its children are gone, the log ends.
-    let released = nix::unistd::dup2_stdout(io::stdin()).and(nix::unistd::dup2_stderr(io::stdin()));
-    if let Err(error) = released {
-        return Report::Broken(format!("release the pipes: {error}"));
+    nix::unistd::dup2_stdout(io::stdin())?;
+    nix::unistd::dup2_stderr(io::stdin())?;
+    if !spec.insecure {
+        capability::bound()?;
     }
-    loop {
-        match nix::sys::wait::wait() {
-            Ok(WaitStatus::Exited(pid, code)) if pid == command => return Report::Exited(code),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => {
-                return Report::Killed(signal as i32);
-            }
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Report::Broken(format!("wait: {error}")),
-        }
+    if let Some(filters) = handles.filters {
+        filters.load()?;
     }
+    Err(init_program::become_init(handles.program, &handles.report, command))
 }
 
 /// In the command's process: gives up what a step may not have, then executes. Returns only on failure.

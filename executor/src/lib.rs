@@ -14,6 +14,7 @@ mod devices;
 mod etc;
 mod ids;
 mod init;
+mod init_program;
 mod insecure;
 pub mod mkdir;
 mod mounts;

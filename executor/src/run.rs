@@ -14,6 +14,7 @@ use crate::cancel::Cancel;
 use crate::cgroup::{Group, Hit};
 use crate::ids::{self, Namespace};
 use crate::init::{self, Handles, Joined, Report};
+use crate::init_program;
 use crate::net;
 use crate::seccomp;
 use crate::spec::{Network, RunSpec};
@@ -84,6 +85,7 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         stderr,
         report,
         filters: if spec.insecure { None } else { seccomp::filters()? },
+        program: init_program::file()?,
         builder: nix::unistd::getpid(),
         namespace: namespace(spec)?,
         network: network(spec)?,
@@ -95,9 +97,12 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
     };
     // The pipes' ends and the filters are the step's; the groups go when it has ended.
     let (group, _network) = handles.release();
-    let drained = stdio::drain(&Pipes { out, err }, log, cancel, || stop(child));
+    let drained = stdio::drain(&Pipes { out, err }, log, cancel, spec.grace, |signal| {
+        // It is not reaped yet, so the number is still its own; it may have ended already.
+        let _ended = kill(child, signal);
+    });
     if drained.is_err() {
-        stop(child);
+        let _ended = kill(child, Signal::SIGKILL);
     }
     reap(child);
     drained?;
@@ -151,12 +156,6 @@ fn group(spec: &RunSpec) -> Result<Option<Group>, RunError> {
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(pipe_with(PipeFlags::CLOEXEC)?)
-}
-
-/// Kills the process whose death kills pid 1 of the step, and with it everything.
-fn stop(child: Pid) {
-    // It is not reaped yet, so the number is still its own; it may have ended already.
-    let _ended = kill(child, Signal::SIGKILL);
 }
 
 fn reap(child: Pid) {

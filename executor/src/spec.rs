@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The network that a step sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +145,8 @@ pub struct RunSpec {
     pub dns: Vec<IpAddr>,
     /// What the step may use of the machine.
     pub resources: Resources,
+    /// How long a step that is stopped has from SIGTERM to SIGKILL.
+    pub grace: Duration,
     /// The control group below which the step gets its own; `None` for that of the builder.
     pub cgroup_parent: Option<String>,
 }

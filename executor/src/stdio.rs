@@ -2,8 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::cancel::Cancel;
 
@@ -28,32 +30,32 @@ pub(crate) struct Pipes {
     pub(crate) err: OwnedFd,
 }
 
-/// Hands everything to `log` until both streams end. `on_cancel` is called once if somebody asks
-/// to stop; reading goes on until the streams end.
+/// Hands everything to `log` until both streams end. When somebody asks to stop, `send` is called with
+/// SIGTERM, which the step passes on to its processes, and after `grace` with SIGKILL; reading goes on
+/// until the streams end.
 pub(crate) fn drain(
     pipes: &Pipes,
     log: &dyn LogSink,
     cancel: &Cancel,
-    mut on_cancel: impl FnMut(),
+    grace: Duration,
+    mut send: impl FnMut(Signal),
 ) -> io::Result<()> {
     let mut open = [Some((&pipes.out, Stream::Out)), Some((&pipes.err, Stream::Err))];
     let mut buffer = vec![0; 64 << 10];
-    let mut asked = false;
+    let mut stopping = Stopping::No;
     while open.iter().any(Option::is_some) {
         let mut waiting: Vec<PollFd<'_>> =
             open.iter().flatten().map(|(fd, _)| PollFd::new(*fd, PollFlags::IN)).collect();
-        if !asked {
+        if matches!(stopping, Stopping::No) {
             waiting.push(PollFd::from_borrowed_fd(cancel.event(), PollFlags::IN));
         }
-        match poll(&mut waiting, None) {
+        let timeout = stopping.rest(grace).and_then(|rest| Timespec::try_from(rest).ok());
+        match poll(&mut waiting, timeout.as_ref()) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         }
-        if !asked && cancel.is_cancelled() {
-            asked = true;
-            on_cancel();
-        }
+        stopping = stopping.next(cancel, grace, &mut send);
         let mut ready = waiting.iter().map(|fd| !fd.revents().is_empty());
         for slot in &mut open {
             let Some((fd, stream)) = *slot else { continue };
@@ -69,4 +71,36 @@ pub(crate) fn drain(
         }
     }
     Ok(())
+}
+
+/// How far stopping a step is.
+#[derive(Clone, Copy)]
+enum Stopping {
+    No,
+    Asked(Instant),
+    Killed,
+}
+
+impl Stopping {
+    /// How long until SIGKILL.
+    fn rest(self, grace: Duration) -> Option<Duration> {
+        match self {
+            Self::Asked(when) => Some(grace.saturating_sub(when.elapsed())),
+            Self::No | Self::Killed => None,
+        }
+    }
+
+    fn next(self, cancel: &Cancel, grace: Duration, send: &mut impl FnMut(Signal)) -> Self {
+        match self {
+            Self::No if cancel.is_cancelled() => {
+                send(Signal::SIGTERM);
+                Self::Asked(Instant::now())
+            }
+            Self::Asked(when) if when.elapsed() >= grace => {
+                send(Signal::SIGKILL);
+                Self::Killed
+            }
+            other => other,
+        }
+    }
 }

@@ -157,6 +157,10 @@ pub(crate) struct SandboxOptions {
     #[arg(long, value_name = "NUMBER")]
     pub(crate) pids_limit: Option<u64>,
 
+    /// Seconds that a step has to end by itself when the build is stopped
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) stop_timeout: u64,
+
     /// Name server of RUN steps, instead of this machine's
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) dns: Vec<String>,

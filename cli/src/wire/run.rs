@@ -92,6 +92,7 @@ pub(crate) fn run(
         limits: op.ulimits.iter().map(limit).collect(),
         dns: context.sandbox.dns.clone(),
         resources: context.sandbox.resources,
+        grace: context.sandbox.grace,
         cgroup_parent: op.cgroup_parent.as_deref().map(str::to_owned),
     };
     context.sandbox.check_network(spec.network, log)?;

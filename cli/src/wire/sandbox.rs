@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use kiln_executor::net;
 use kiln_executor::spec::{Network, Resources};
@@ -20,6 +21,7 @@ const MEMORY_MIN: u64 = 6 << 20;
 pub(crate) struct Sandbox {
     pub(crate) resources: Resources,
     pub(crate) dns: Vec<IpAddr>,
+    pub(crate) grace: Duration,
     strict_network: bool,
     told: AtomicBool,
 }
@@ -40,7 +42,8 @@ impl Sandbox {
             })
         });
         let dns = dns.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { resources, dns, strict_network, told: AtomicBool::new(false) })
+        let grace = Duration::from_secs(options.stop_timeout);
+        Ok(Self { resources, dns, grace, strict_network, told: AtomicBool::new(false) })
     }
 
     /// Says once that a step has the machine's network because it can have none of its own.

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
@@ -81,6 +81,14 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
         unsafe { libc::close(RawFd::try_from(fd).unwrap_or(RawFd::MAX)) };
     }
     Ok(())
+}
+
+/// `dup2(2)`: the copy stays open across an exec.
+pub(crate) fn duplicate_to(fd: &OwnedFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: the caller is a forked process about to exec; what `number` was belongs to objects of
+    // the parent's copy whose destructors never run here.
+    let result = unsafe { libc::dup2(fd.as_raw_fd(), number) };
+    if result == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Joins a new, empty session keyring, so that the caller's keys are out of reach (keyrings(7)).

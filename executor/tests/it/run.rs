@@ -67,6 +67,7 @@ impl Sandbox {
             shm_size: None,
             limits: Vec::new(),
             dns: Vec::new(),
+            grace: Duration::from_secs(1),
             resources: Resources::default(),
             cgroup_parent: None,
             groups: Vec::new(),
