@@ -13,3 +13,4 @@ pub(crate) mod registry;
 pub(crate) mod remote;
 pub(crate) mod run;
 pub(crate) mod sandbox;
+mod seccomp;

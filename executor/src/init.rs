@@ -24,14 +24,14 @@ use crate::devices::Devices;
 use crate::ids::Namespace;
 use crate::place::Place;
 use crate::rootfs::{self, Sys, System, Upper, context};
-use crate::seccomp::Filters;
+use crate::seccomp::Filter;
 use crate::spec::{Limit, RunSpec, Stack};
 use crate::sys::process::{self, Side};
 use crate::user::{self, User};
 use crate::{capability, etc, init_program, insecure, mounts, net};
 
 /// What the forked processes need besides the specification.
-pub(crate) struct Handles {
+pub(crate) struct Handles<'a> {
     /// /dev/null.
     pub(crate) stdin: OwnedFd,
     /// The command's standard output.
@@ -40,8 +40,8 @@ pub(crate) struct Handles {
     pub(crate) stderr: OwnedFd,
     /// One line that says how it ended.
     pub(crate) report: OwnedFd,
-    /// The system call filters.
-    pub(crate) filters: Option<&'static Filters>,
+    /// The system call filter.
+    pub(crate) filter: Option<&'a Filter>,
     /// What pid 1 becomes.
     pub(crate) program: &'static OwnedFd,
     /// The step's user namespace; `None` for the builder's.
@@ -54,7 +54,7 @@ pub(crate) struct Handles {
     pub(crate) group: Option<Group>,
 }
 
-impl Handles {
+impl Handles<'_> {
     /// Closes what the step has by now; its control group and its network are not for others until it
     /// has ended.
     pub(crate) fn release(self) -> (Option<Group>, Joined) {
@@ -124,7 +124,7 @@ impl Report {
 }
 
 /// The first forked process: makes the namespaces, waits for pid 1. Never returns.
-pub(crate) fn outer(spec: &RunSpec, handles: &Handles) -> ! {
+pub(crate) fn outer(spec: &RunSpec, handles: &Handles<'_>) -> ! {
     let status = match prepare_outer(spec, handles) {
         Ok((Side::Child, host)) => inner(spec, handles, &host),
         Ok((Side::Parent(init), _)) => wait_for(init),
@@ -139,7 +139,7 @@ struct Host {
     devices: Devices,
 }
 
-fn prepare_outer(spec: &RunSpec, handles: &Handles) -> io::Result<(Side, Host)> {
+fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<(Side, Host)> {
     die_with(handles.builder)?;
     process::reset_signals()?;
     if let Some(group) = &handles.group {
@@ -263,7 +263,7 @@ fn wait_for(init: Pid) -> i32 {
 }
 
 /// Tells the builder how it ended; gives the exit status of the telling process.
-fn report(handles: &Handles, report: &Report) -> i32 {
+fn report(handles: &Handles<'_>, report: &Report) -> i32 {
     let line = format!("{}\n", report.line().replace('\n', " "));
     match rustix::io::write(&handles.report, line.as_bytes()) {
         Ok(_) => 0,
@@ -272,7 +272,7 @@ fn report(handles: &Handles, report: &Report) -> i32 {
 }
 
 /// Pid 1. Everything before the command exists runs here, single-threaded.
-fn inner(spec: &RunSpec, handles: &Handles, host: &Host) -> i32 {
+fn inner(spec: &RunSpec, handles: &Handles<'_>, host: &Host) -> i32 {
     let outcome = match build(spec, handles, host) {
         Ok((user, env)) => start(spec, handles, &user, &env),
         Err(Failed::User(why)) => Report::NoUser(why),
@@ -301,7 +301,7 @@ impl From<nix::errno::Errno> for Failed {
 /// Mounts everything, enters the root; gives who runs and with which environment.
 fn build(
     spec: &RunSpec,
-    handles: &Handles,
+    handles: &Handles<'_>,
     host: &Host,
 ) -> Result<(User, Vec<(String, String)>), Failed> {
     // Pid 1's parent is outside of its pid namespace, so it shows as 0.
@@ -408,7 +408,7 @@ fn working_directory(cwd: &Path, user: &User) -> io::Result<()> {
 }
 
 /// Forks the command, becomes the program that reaps until it ends; returns only on failure.
-fn start(spec: &RunSpec, handles: &Handles, user: &User, env: &[(String, String)]) -> Report {
+fn start(spec: &RunSpec, handles: &Handles<'_>, user: &User, env: &[(String, String)]) -> Report {
     let command = match process::fork() {
         Ok(Side::Child) => {
             let failed = become_command(spec, handles, user, env);
@@ -426,7 +426,7 @@ fn start(spec: &RunSpec, handles: &Handles, user: &User, env: &[(String, String)
 /// Pid 1 gives up what the command did, and becomes a program that knows nothing of the builder.
 fn become_init(
     spec: &RunSpec,
-    handles: &Handles,
+    handles: &Handles<'_>,
     command: Pid,
 ) -> io::Result<std::convert::Infallible> {
     // The pipes belong to the command alone: when it and its children are gone, the log ends.
@@ -435,8 +435,8 @@ fn become_init(
     if !spec.insecure {
         capability::bound()?;
     }
-    if let Some(filters) = handles.filters {
-        filters.load()?;
+    if let Some(filter) = handles.filter {
+        filter.load()?;
     }
     Err(init_program::become_init(handles.program, &handles.report, command))
 }
@@ -444,7 +444,7 @@ fn become_init(
 /// In the command's process: gives up what a step may not have, then executes. Returns only on failure.
 fn become_command(
     spec: &RunSpec,
-    handles: &Handles,
+    handles: &Handles<'_>,
     user: &User,
     env: &[(String, String)],
 ) -> Report {
@@ -472,7 +472,7 @@ fn become_command(
     Report::NotStarted(name.clone(), error.raw_os_error().unwrap_or(libc::ENOEXEC))
 }
 
-fn give_up(spec: &RunSpec, handles: &Handles, user: &User) -> io::Result<()> {
+fn give_up(spec: &RunSpec, handles: &Handles<'_>, user: &User) -> io::Result<()> {
     nix::unistd::setsid()?;
     for limit in &spec.limits {
         set_limit(limit)?;
@@ -482,8 +482,11 @@ fn give_up(spec: &RunSpec, handles: &Handles, user: &User) -> io::Result<()> {
     } else {
         capability::bound()?;
     }
-    if let Some(filters) = handles.filters {
-        context(|| "load the system call filter".to_owned(), filters.load())?;
+    if spec.no_new_privileges {
+        nix::sys::prctl::set_no_new_privs()?;
+    }
+    if let Some(filter) = handles.filter {
+        context(|| "load the system call filter".to_owned(), filter.load())?;
     }
     let groups = user.groups.iter().chain(&spec.groups).copied();
     let groups: Vec<Gid> = groups.map(Gid::from_raw).collect();

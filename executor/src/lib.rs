@@ -23,7 +23,7 @@ mod place;
 mod rootfs;
 pub mod rootless;
 pub mod run;
-mod seccomp;
+pub mod seccomp;
 pub mod spec;
 mod stdio;
 mod sys;

@@ -16,8 +16,8 @@ use crate::ids::{self, Namespace};
 use crate::init::{self, Handles, Joined, Report};
 use crate::init_program;
 use crate::net;
-use crate::seccomp;
-use crate::spec::{Network, RunSpec};
+use crate::seccomp::Filter;
+use crate::spec::{Network, RunSpec, SystemCalls};
 use crate::stdio::{self, Pipes};
 use crate::sys::process::{self, Side};
 
@@ -84,7 +84,7 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         stdout,
         stderr,
         report,
-        filters: if spec.insecure { None } else { seccomp::filters()? },
+        filter: filter(spec)?,
         program: init_program::file()?,
         builder: nix::unistd::getpid(),
         namespace: namespace(spec)?,
@@ -117,6 +117,18 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         Some(Hit::Pids) => Exit::TooManyProcesses,
         None => exit,
     })
+}
+
+/// The system call filter of the step.
+fn filter(spec: &RunSpec) -> io::Result<Option<&Filter>> {
+    match &spec.system_calls {
+        _ if spec.insecure => Ok(None),
+        SystemCalls::Standard { multiplexed_sockets } => {
+            Filter::standard(*multiplexed_sockets).map(Some)
+        }
+        SystemCalls::Filtered(filter) => Ok(Some(filter)),
+        SystemCalls::Unfiltered => Ok(None),
+    }
 }
 
 /// The network; that of the machine where no other can be made ([`crate::net::missing`]).

@@ -3,7 +3,10 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::seccomp::Filter;
 
 /// The network that a step sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +106,20 @@ impl Resources {
     }
 }
 
+/// What a step may ask of the kernel.
+#[derive(Clone, Debug)]
+pub enum SystemCalls {
+    /// What Kiln's own profile allows.
+    Standard {
+        /// Programs of 32-bit x86 may use `socketcall`, as images of linux/386 need.
+        multiplexed_sockets: bool,
+    },
+    /// What a caller's profile allows.
+    Filtered(Arc<Filter>),
+    /// Everything.
+    Unfiltered,
+}
+
 /// One RUN.
 #[derive(Clone, Debug)]
 pub struct RunSpec {
@@ -131,6 +148,10 @@ pub struct RunSpec {
     /// Outside of the sandbox: the builder's capabilities, no system call filter, nothing of /proc and
     /// /sys hidden or read-only, control groups and devices of the host. The namespaces stay.
     pub insecure: bool,
+    /// Which system calls it may make.
+    pub system_calls: SystemCalls,
+    /// Programs with the setuid bit or file capabilities gain nothing (prctl(2), PR_SET_NO_NEW_PRIVS).
+    pub no_new_privileges: bool,
     /// Host name.
     pub hostname: String,
     /// Further lines of /etc/hosts.

@@ -161,6 +161,10 @@ pub(crate) struct SandboxOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub(crate) stop_timeout: u64,
 
+    /// Of RUN steps: seccomp=FILE (a profile in Docker's format), seccomp=unconfined, no-new-privileges
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
+
     /// Name server of RUN steps, instead of this machine's
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) dns: Vec<String>,

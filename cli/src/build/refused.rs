@@ -27,8 +27,6 @@ pub(crate) struct RefusedOptions {
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
     sbom: Option<String>,
     #[arg(long, hide = true)]
-    security_opt: Vec<String>,
-    #[arg(long, hide = true)]
     squash: bool,
 }
 
@@ -50,7 +48,7 @@ impl RefusedOptions {
     }
 
     /// Whether it was given, its name, what to do instead.
-    fn table(&self) -> [(bool, &'static str, &'static str); 11] {
+    fn table(&self) -> [(bool, &'static str, &'static str); 10] {
         [
             (asks(&self.attest), "attest", "images are made without attestations"),
             (
@@ -69,7 +67,6 @@ impl RefusedOptions {
             (asks(self.provenance.as_slice()), "provenance", "--provenance=false is accepted"),
             (!self.resource.is_empty(), "resource", ""),
             (asks(self.sbom.as_slice()), "sbom", "--sbom=false is accepted"),
-            (!self.security_opt.is_empty(), "security-opt", ""),
             (self.squash, "squash", "-o type=tar gives the flattened root file system"),
         ]
     }

@@ -85,6 +85,8 @@ pub(crate) fn run(
             graph::Network::Host => spec::Network::Host,
         },
         insecure: op.insecure,
+        system_calls: context.sandbox.system_calls(step.node.platform.as_ref()),
+        no_new_privileges: context.sandbox.no_new_privileges,
         hostname: op.hostname.clone(),
         hosts: hosts(op)?,
         mounts,

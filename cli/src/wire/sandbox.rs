@@ -2,13 +2,18 @@
 //! whether the network must be their own.
 
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kiln_executor::net;
-use kiln_executor::spec::{Network, Resources};
+use kiln_executor::spec::{Network, Resources, SystemCalls};
+use kiln_parser::lower::Allowed;
+use kiln_parser::platform::Platform;
 use kiln_solver::ports::{Kind, Log, StepError, Stream};
 
+use super::seccomp;
 use crate::build::options::SandboxOptions;
 use crate::build::values;
 use crate::failure::Failure;
@@ -22,6 +27,8 @@ pub(crate) struct Sandbox {
     pub(crate) resources: Resources,
     pub(crate) dns: Vec<IpAddr>,
     pub(crate) grace: Duration,
+    pub(crate) no_new_privileges: bool,
+    system_calls: Option<SystemCalls>,
     strict_network: bool,
     told: AtomicBool,
 }
@@ -31,7 +38,11 @@ impl Sandbox {
     ///
     /// # Errors
     /// A value of the wrong form.
-    pub(crate) fn parse(options: &SandboxOptions, strict_network: bool) -> Result<Self, Failure> {
+    pub(crate) fn parse(
+        options: &SandboxOptions,
+        allowed: &Allowed,
+        strict_network: bool,
+    ) -> Result<Self, Failure> {
         let memory = options.memory.as_ref().map(|text| memory(text)).transpose()?;
         let milli_cpus = options.cpus.as_ref().map(|text| milli_cpus(text)).transpose()?;
         let resources = Resources { memory, milli_cpus, pids: options.pids_limit };
@@ -43,7 +54,43 @@ impl Sandbox {
         });
         let dns = dns.collect::<Result<Vec<_>, _>>()?;
         let grace = Duration::from_secs(options.stop_timeout);
-        Ok(Self { resources, dns, grace, strict_network, told: AtomicBool::new(false) })
+        let mut sandbox = Self { resources, dns, grace, strict_network, ..Self::default() };
+        for option in &options.security_opt {
+            sandbox.secure(option, allowed)?;
+        }
+        Ok(sandbox)
+    }
+
+    /// `--security-opt`.
+    fn secure(&mut self, option: &str, allowed: &Allowed) -> Result<(), Failure> {
+        let (name, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
+        match (name, value) {
+            ("no-new-privileges", "" | "true") => self.no_new_privileges = true,
+            ("no-new-privileges", "false") => self.no_new_privileges = false,
+            ("seccomp", "unconfined") if allowed.insecure => {
+                self.system_calls = Some(SystemCalls::Unfiltered);
+            }
+            ("seccomp", "unconfined") => {
+                return Err(Failure::usage("--security-opt seccomp=unconfined is not allowed")
+                    .hint("trust the Dockerfile with it: --allow security.insecure"));
+            }
+            ("seccomp", file) if !file.is_empty() => {
+                let filter = seccomp::read(Path::new(file))?;
+                self.system_calls = Some(SystemCalls::Filtered(Arc::new(filter)));
+            }
+            _ => {
+                return Err(Failure::usage(format_args!("invalid --security-opt `{option}`"))
+                    .hint("there are seccomp=FILE, seccomp=unconfined and no-new-privileges"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The filter of a step for a platform.
+    pub(crate) fn system_calls(&self, platform: Option<&Platform>) -> SystemCalls {
+        self.system_calls.clone().unwrap_or_else(|| SystemCalls::Standard {
+            multiplexed_sockets: platform.is_some_and(|platform| platform.architecture == "386"),
+        })
     }
 
     /// Says once that a step has the machine's network because it can have none of its own.

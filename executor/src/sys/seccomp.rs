@@ -1,21 +1,15 @@
-//! Loading a filter without `no_new_privs` (seccompiler's own loader always sets it).
+//! Loading a filter without `no_new_privs`.
 
 use std::io;
-
-use seccompiler::BpfProgram;
 
 /// `seccomp(SECCOMP_SET_MODE_FILTER)`.
 ///
 /// # Errors
 /// Without CAP_SYS_ADMIN; a kernel without seccomp.
-pub(crate) fn load(program: &BpfProgram) -> io::Result<()> {
+pub(crate) fn load(program: &[libc::sock_filter]) -> io::Result<()> {
     const SECCOMP_SET_MODE_FILTER: libc::c_ulong = 1;
     let length = u16::try_from(program.len()).map_err(io::Error::other)?;
-    // `sock_filter` of both crates is the kernel's struct sock_filter (seccomp(2)).
-    let filter = libc::sock_fprog {
-        len: length,
-        filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
-    };
+    let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
     // SAFETY: `filter` points to `len` instructions that live until the call returns; the kernel
     // copies them and does not write through the pointer.
     let result =

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use kiln_executor::cancel::Cancel;
 use kiln_executor::run::{Exit, LogSink, RunError, Stream, run};
-use kiln_executor::spec::{MountSource, MountSpec, Network, Resources, RunSpec, Stack};
+use kiln_executor::spec::{
+    MountSource, MountSpec, Network, Resources, RunSpec, Stack, SystemCalls,
+};
 
 #[derive(Default)]
 struct Log(Mutex<Vec<u8>>);
@@ -61,6 +63,8 @@ impl Sandbox {
             user: String::new(),
             network: Network::None,
             insecure: false,
+            system_calls: SystemCalls::Standard { multiplexed_sockets: false },
+            no_new_privileges: false,
             hostname: "buildkitsandbox".into(),
             hosts: vec![("extra".into(), "10.9.8.7".parse().expect("address"))],
             mounts: Vec::new(),

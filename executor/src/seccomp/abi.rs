@@ -1,0 +1,71 @@
+//! The ABIs that a processor runs: how a filter recognises them, and which numbers their calls have.
+
+use std::str::FromStr;
+
+/// One ABI.
+#[derive(Clone, Copy)]
+pub(super) struct Abi {
+    /// `AUDIT_ARCH_…` of linux/audit.h, as the filter sees it.
+    pub(super) audit: u32,
+    /// The number of a call.
+    pub(super) number: fn(&str) -> Option<u32>,
+    /// Numbers from here on belong to an ABI that is not served: x32, which shares its `audit`
+    /// (`__X32_SYSCALL_BIT`).
+    pub(super) foreign_from: Option<u32>,
+}
+
+/// The ABIs of this processor, its own first.
+#[cfg(target_arch = "x86_64")]
+pub(super) const HERE: &[Abi] = &[X86_64, I386];
+
+/// The ABIs of this processor, its own first.
+#[cfg(target_arch = "aarch64")]
+pub(super) const HERE: &[Abi] = &[AARCH64, ARM];
+
+#[cfg(any(target_arch = "x86_64", test))]
+pub(super) const X86_64: Abi = Abi {
+    audit: 0xc000_003e,
+    number: number::<syscalls::x86_64::Sysno>,
+    foreign_from: Some(0x4000_0000),
+};
+
+#[cfg(any(target_arch = "x86_64", test))]
+pub(super) const I386: Abi =
+    Abi { audit: 0x4000_0003, number: number::<syscalls::x86::Sysno>, foreign_from: None };
+
+#[cfg(any(target_arch = "aarch64", test))]
+pub(super) const AARCH64: Abi =
+    Abi { audit: 0xc000_00b7, number: number::<syscalls::aarch64::Sysno>, foreign_from: None };
+
+/// Calls of the ARM alone have numbers from 0x0f0000 on: they are no newer ones.
+#[cfg(any(target_arch = "aarch64", test))]
+pub(super) const ARM: Abi =
+    Abi { audit: 0x4000_0028, number: number::<syscalls::arm::Sysno>, foreign_from: None };
+
+/// The number of a call, by its name in syscalls(2).
+fn number<S: FromStr + Numbered>(name: &str) -> Option<u32> {
+    let known = name.parse::<S>().ok()?;
+    u32::try_from(known.number()).ok()
+}
+
+/// A table of numbers.
+trait Numbered {
+    fn number(self) -> i32;
+}
+
+macro_rules! numbered {
+    ($($table:path),*) => {
+        $(impl Numbered for $table {
+            fn number(self) -> i32 {
+                Self::id(&self)
+            }
+        })*
+    };
+}
+
+numbered!(
+    syscalls::x86_64::Sysno,
+    syscalls::x86::Sysno,
+    syscalls::aarch64::Sysno,
+    syscalls::arm::Sysno
+);
