@@ -55,6 +55,17 @@ pub(crate) struct Handles<'a> {
 }
 
 impl Handles<'_> {
+    /// Which /sys the step gets.
+    fn sys(&self, spec: &RunSpec) -> Sys {
+        if spec.insecure {
+            Sys::Writable
+        } else if self.namespace.is_none() || !matches!(self.network, Joined::Host) {
+            Sys::ReadOnly
+        } else {
+            Sys::Host
+        }
+    }
+
     /// Closes what the step has by now; its control group and its network are not for others until it
     /// has ended.
     pub(crate) fn release(self) -> (Option<Group>, Joined) {
@@ -164,7 +175,10 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<(Side, Hos
     context(|| "make a mount namespace".to_owned(), unshare(CloneFlags::CLONE_NEWNS))?;
     let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
-    let host = Host { place: Place::enter(spec, handles.namespace)?, devices: Devices::open()? };
+    let host = Host {
+        place: Place::enter(spec, handles.namespace)?,
+        devices: Devices::open(handles.sys(spec) == Sys::Host)?,
+    };
     if let Some(namespace) = handles.namespace {
         become_root_of(namespace)?;
         die_with(handles.builder)?;
@@ -324,13 +338,7 @@ fn build(
     let prepared = mounts::prepare(&all, &host.place, bottom)?;
     let upper = Upper { upper: &host.place.path(&spec.upper), work: &host.place.path(&spec.work) };
     let root = rootfs::overlay(&stack(&spec.base, &host.place), bottom, Some(&upper))?;
-    let sys = if spec.insecure {
-        Sys::Writable
-    } else if handles.namespace.is_none() || !matches!(handles.network, Joined::Host) {
-        Sys::ReadOnly
-    } else {
-        Sys::Empty
-    };
+    let sys = handles.sys(spec);
     let system = System::make(sys)?;
     rootfs::enter(&root, Path::new("root"))?;
     system.attach(spec.shm_size, &host.devices, spec.insecure)?;

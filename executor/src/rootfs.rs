@@ -37,6 +37,19 @@ pub(crate) const MASKED: &[&str] = &[
     "/sys/firmware",
 ];
 
+/// What other file systems show below /sys: the step's own view of cgroups is of no use to it, the host's
+/// is none of its business.
+const HIDDEN_SYS: &[&str] = &[
+    "/sys/fs/cgroup",
+    "/sys/fs/bpf",
+    "/sys/fs/pstore",
+    "/sys/fs/selinux",
+    "/sys/kernel/config",
+    "/sys/kernel/debug",
+    "/sys/kernel/security",
+    "/sys/kernel/tracing",
+];
+
 /// What cannot be written, as in Docker's default.
 pub(crate) const READ_ONLY: &[&str] =
     &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -225,8 +238,8 @@ pub(crate) enum Sys {
     ReadOnly,
     /// The kernel's (steps outside of the sandbox).
     Writable,
-    /// Nothing: it would show the host's network (sysfs(5) needs a network namespace of its own).
-    Empty,
+    /// The host's, read-only: a new one needs a network namespace of the step's own.
+    Host,
 }
 
 /// The file systems of the kernel that show processes and devices. A user namespace may only make them
@@ -248,7 +261,7 @@ impl System {
         let attributes = match sys {
             Sys::Writable => QUIET,
             Sys::ReadOnly => QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY,
-            Sys::Empty => return Ok(Self { proc, sys: None }),
+            Sys::Host => return Ok(Self { proc, sys: None }),
         };
         let sys = context(|| "mount /sys".to_owned(), new_fs("sysfs", &[], attributes))?;
         Ok(Self { proc, sys: Some(sys) })
@@ -273,13 +286,14 @@ impl System {
         kernel_fs("tmpfs", "/dev/shm", &[("mode", "1777"), ("size", &shm)], QUIET)?;
         kernel_fs("mqueue", "/dev/mqueue", &[], QUIET)?;
         let read_only = QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY;
-        let Some(sys) = &self.sys else {
-            return kernel_fs("tmpfs", "/sys", &[("mode", "555")], read_only);
-        };
-        put(sys, "/sys")?;
-        // The step's own view of cgroups is of no use to it; the host's is none of its business.
-        if !insecure && Path::new("/sys/fs/cgroup").is_dir() {
-            kernel_fs("tmpfs", "/sys/fs/cgroup", &[("mode", "555")], read_only)?;
+        if let Some(sys) = self.sys.as_ref().or(devices.sys.as_ref()) {
+            put(sys, "/sys")?;
+        }
+        if insecure {
+            return Ok(());
+        }
+        for path in HIDDEN_SYS.iter().filter(|path| Path::new(path).is_dir()) {
+            kernel_fs("tmpfs", path, &[("mode", "555")], read_only)?;
         }
         Ok(())
     }
