@@ -14,9 +14,11 @@ use std::process::{Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::PidfdFlags;
 
 use crate::ids;
 use crate::sys::process::{self, Side};
@@ -28,9 +30,10 @@ pub(crate) const RESOLVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254,
 #[derive(Debug)]
 struct Network {
     namespace: OwnedFd,
-    /// Its end lets the holder go, with it the namespace, with that pasta.
+    /// The keeper's pipe. Its end lets the keeper kill pasta (which does not notice that its namespace
+    /// is gone) and go, with that the holder, with that the namespace.
     alive: Option<OwnedFd>,
-    holder: Pid,
+    keeper: Pid,
 }
 
 /// A network that one step has for itself.
@@ -121,25 +124,17 @@ impl Network {
         let owner = ids::namespace(store)?;
         let (made, tells) = pipe_with(PipeFlags::CLOEXEC)?;
         let (waits, alive) = pipe_with(PipeFlags::CLOEXEC)?;
-        let holder = match process::fork()? {
-            Side::Child => hold(&owner.fd, &tells, &waits),
+        let keeper = match process::fork()? {
+            Side::Child => keep(&owner.fd, &tells, &waits),
             Side::Parent(child) => child,
         };
         drop((tells, waits));
-        let mut told = [0; 4];
-        let length = rustix::io::read(&made, &mut told)?;
-        let path = format!("/proc/{holder}/ns/net");
-        let namespace = fs::File::open(&path).map(OwnedFd::from);
-        let made = match i32::from_ne_bytes(told) {
-            0 if length == told.len() => namespace.and_then(|fd| connect(&path).map(|()| fd)),
-            0 => Err(io::Error::other("the process that holds a network ended")),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        };
-        match made {
-            Ok(namespace) => Ok(Self { namespace, alive: Some(alive), holder }),
+        let namespace = connected(&made, &alive);
+        match namespace {
+            Ok(namespace) => Ok(Self { namespace, alive: Some(alive), keeper }),
             Err(error) => {
                 drop(alive);
-                reap(holder);
+                reap(keeper);
                 Err(error)
             }
         }
@@ -149,44 +144,109 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         drop(self.alive.take());
-        reap(self.holder);
+        reap(self.keeper);
     }
 }
 
-fn reap(holder: Pid) {
-    while waitpid(holder, None) == Err(nix::errno::Errno::EINTR) {}
+/// Starts pasta for the namespace of the process that `made` names, and tells the keeper its number.
+fn connected(made: &OwnedFd, alive: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut told = [0; 4];
+    if rustix::io::read(made, &mut told)? != told.len() {
+        return Err(io::Error::other("the process that keeps a network ended"));
+    }
+    let told = i32::from_ne_bytes(told);
+    if told < 0 {
+        return Err(io::Error::from_raw_os_error(-told));
+    }
+    let path = format!("/proc/{told}/ns/net");
+    let namespace = fs::File::open(&path)?;
+    let pasta = connect(&path)?;
+    rustix::io::write(alive, &pasta.to_ne_bytes())?;
+    Ok(namespace.into())
 }
 
-/// In the child: makes the namespace, says so, and stays until the builder is gone.
-fn hold(owner: &OwnedFd, tells: &OwnedFd, waits: &OwnedFd) -> ! {
-    let made = process::close_others(&[owner.as_raw_fd(), tells.as_raw_fd(), waits.as_raw_fd()])
-        .and_then(|()| process::reset_signals())
-        .and_then(|()| Ok(nix::unistd::setsid().map(drop)?))
-        .and_then(|()| Ok(nix::sched::setns(owner, CloneFlags::CLONE_NEWUSER)?))
-        .and_then(|()| Ok(unshare(CloneFlags::CLONE_NEWNET)?))
-        .and_then(|()| crate::sys::network::interface_up("lo"));
-    let told = made.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
-    let mut byte = [0];
-    let done = rustix::io::write(tells, &told.to_ne_bytes())
-        .and_then(|_| rustix::io::read(waits, &mut byte));
-    process::exit(i32::from(done.is_err()))
+fn reap(child: Pid) {
+    while waitpid(child, None) == Err(nix::errno::Errno::EINTR) {}
 }
 
-/// Starts pasta, which goes to the background when the network is up.
-fn connect(namespace: &str) -> io::Result<()> {
+/// In a child of the builder, with its rights: starts the holder, tells its number (or, below zero, what
+/// went wrong), learns that of pasta, and kills it when the builder is gone.
+fn keep(owner: &OwnedFd, tells: &OwnedFd, waits: &OwnedFd) -> ! {
+    let status = match start_holder(owner, tells, waits) {
+        Ok(()) => wait_for_the_end(waits),
+        Err(error) => {
+            let code = -error.raw_os_error().unwrap_or(libc::EIO);
+            // The builder may be gone; then nobody needs to know.
+            let _told = rustix::io::write(tells, &code.to_ne_bytes());
+            1
+        }
+    };
+    process::exit(status)
+}
+
+fn start_holder(owner: &OwnedFd, tells: &OwnedFd, waits: &OwnedFd) -> io::Result<()> {
+    process::close_others(&[owner.as_raw_fd(), tells.as_raw_fd(), waits.as_raw_fd()])?;
+    process::reset_signals()?;
+    nix::unistd::setsid()?;
+    let keeper = nix::unistd::getpid();
+    if let Side::Child = process::fork()? {
+        let held = hold(owner, tells, keeper);
+        let code = held.err().map_or(libc::EIO, |error| error.raw_os_error().unwrap_or(libc::EIO));
+        let _told = rustix::io::write(tells, &(-code).to_ne_bytes());
+        process::exit(1)
+    }
+    Ok(())
+}
+
+/// In a child of the keeper: makes the namespace, says so, and stays until the keeper is gone.
+fn hold(owner: &OwnedFd, tells: &OwnedFd, keeper: Pid) -> io::Result<()> {
+    nix::sched::setns(owner, CloneFlags::CLONE_NEWUSER)?;
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    crate::sys::network::interface_up("lo")?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if nix::unistd::getppid() != keeper {
+        process::exit(0);
+    }
+    let number = nix::unistd::getpid().as_raw();
+    rustix::io::write(tells, &number.to_ne_bytes())?;
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+fn wait_for_the_end(waits: &OwnedFd) -> i32 {
+    let mut told = [0; 4];
+    let Ok(4) = rustix::io::read(waits, &mut told) else { return 0 };
+    let pasta = rustix::process::Pid::from_raw(i32::from_ne_bytes(told));
+    let pasta = pasta.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    // Nothing comes any more: this ends when the builder does.
+    let _end = rustix::io::read(waits, &mut told);
+    if let Some(pasta) = pasta {
+        let _gone = rustix::process::pidfd_send_signal(pasta, rustix::process::Signal::KILL);
+    }
+    0
+}
+
+/// Starts pasta, which goes to the background when the network is up; gives the number of its process.
+fn connect(namespace: &str) -> io::Result<i32> {
     let pasta = find_pasta().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    // Not a pipe: pasta keeps the file open.
+    let pid_file = tempfile::NamedTempFile::new()?;
     let output = Command::new(pasta)
         .args(["--config-net", "--quiet", "--no-map-gw", "--runas", "0:0"])
         // Nothing is forwarded, in neither direction.
         .args(["-t", "none", "-u", "none", "-T", "none", "-U", "none"])
         .args(["--dns-forward", &RESOLVER.to_string()])
+        .arg("--pid")
+        .arg(pid_file.path())
         .args(["--netns-only", "--netns", namespace])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .output()?;
-    if output.status.success() {
-        return Ok(());
+    let number = fs::read_to_string(pid_file.path())?.trim().parse();
+    if let (true, Ok(number)) = (output.status.success(), number) {
+        return Ok(number);
     }
     let told = String::from_utf8_lossy(&output.stderr);
     let told = told.lines().rfind(|line| !line.contains("syslog")).unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::signal::{Signal, kill};
@@ -143,13 +144,18 @@ fn network(spec: &RunSpec) -> Result<Joined, RunError> {
     }
 }
 
-/// The user namespace; an insecure step has that of the builder.
+/// The user namespace, where the step has its own.
 fn namespace(spec: &RunSpec) -> Result<Option<&'static Namespace>, RunError> {
-    if spec.insecure {
+    if spec.insecure || !spec.own_ids {
         return Ok(None);
     }
     let made = ids::namespace(&spec.store);
     made.map(Some).map_err(|error| RunError::Sandbox(error.to_string()))
+}
+
+/// Why steps cannot have ids of their own here; `None` if they can. `store` is that of the specification.
+pub fn own_ids_missing(store: &Path) -> Option<String> {
+    ids::namespace(store).err().map(|error| error.to_string())
 }
 
 /// The step's own control group, where one was asked for.

@@ -145,6 +145,8 @@ pub struct RunSpec {
     pub groups: Vec<u32>,
     /// Network.
     pub network: Network,
+    /// Whether the step gets a user namespace: root in it is nobody outside.
+    pub own_ids: bool,
     /// Outside of the sandbox: the builder's capabilities, no system call filter, nothing of /proc and
     /// /sys hidden or read-only, control groups and devices of the host. The namespaces stay.
     pub insecure: bool,

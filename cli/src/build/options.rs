@@ -142,6 +142,15 @@ pub(crate) struct LanguageOptions {
     pub(crate) ulimit: Vec<String>,
 }
 
+/// `--userns`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UserNamespace {
+    /// Every step has its own.
+    Auto,
+    /// That of the builder.
+    Host,
+}
+
 /// What steps may use of the machine; nothing of it is in a cache key.
 #[derive(Args, Debug)]
 pub(crate) struct SandboxOptions {
@@ -160,6 +169,10 @@ pub(crate) struct SandboxOptions {
     /// Seconds that a step has to end by itself when the build is stopped
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub(crate) stop_timeout: u64,
+
+    /// User namespace of RUN steps: auto, or host for the ids of the builder (root is root then)
+    #[arg(long, value_name = "auto|host", default_value = "auto")]
+    pub(crate) userns: UserNamespace,
 
     /// Of RUN steps: seccomp=FILE (a profile in Docker's format), seccomp=unconfined, no-new-privileges
     #[arg(long, value_name = "OPTION")]

@@ -84,6 +84,7 @@ pub(crate) fn run(
             graph::Network::None => spec::Network::None,
             graph::Network::Host => spec::Network::Host,
         },
+        own_ids: context.sandbox.own_ids(context.store.path(), log),
         insecure: op.insecure,
         system_calls: context.sandbox.system_calls(step.node.platform.as_ref()),
         no_new_privileges: context.sandbox.no_new_privileges,

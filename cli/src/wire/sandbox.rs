@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kiln_executor::net;
+use kiln_executor::run::own_ids_missing;
 use kiln_executor::spec::{Network, Resources, SystemCalls};
 use kiln_parser::lower::Allowed;
 use kiln_parser::platform::Platform;
 use kiln_solver::ports::{Kind, Log, StepError, Stream};
 
 use super::seccomp;
-use crate::build::options::SandboxOptions;
+use crate::build::options::{SandboxOptions, UserNamespace};
 use crate::build::values;
 use crate::failure::Failure;
 
@@ -31,6 +32,8 @@ pub(crate) struct Sandbox {
     system_calls: Option<SystemCalls>,
     strict_network: bool,
     told: AtomicBool,
+    host_ids: bool,
+    told_ids: AtomicBool,
 }
 
 impl Sandbox {
@@ -55,6 +58,7 @@ impl Sandbox {
         let dns = dns.collect::<Result<Vec<_>, _>>()?;
         let grace = Duration::from_secs(options.stop_timeout);
         let mut sandbox = Self { resources, dns, grace, strict_network, ..Self::default() };
+        sandbox.host_ids = options.userns == UserNamespace::Host;
         for option in &options.security_opt {
             sandbox.secure(option, allowed)?;
         }
@@ -91,6 +95,20 @@ impl Sandbox {
         self.system_calls.clone().unwrap_or_else(|| SystemCalls::Standard {
             multiplexed_sockets: platform.is_some_and(|platform| platform.architecture == "386"),
         })
+    }
+
+    /// Whether a step gets ids of its own. Where the kernel forbids that, root's steps have root's ids,
+    /// and that is said once; others do not get here (`--isolation`).
+    pub(crate) fn own_ids(&self, store: &Path, log: &dyn Log) -> bool {
+        if self.host_ids {
+            return false;
+        }
+        let Some(why) = own_ids_missing(store) else { return true };
+        if !self.told_ids.swap(true, Ordering::Relaxed) {
+            let line = format!("note: root in a step is this machine's root ({why})\n");
+            log.write(Stream::Err, line.as_bytes());
+        }
+        false
     }
 
     /// Says once that a step has the machine's network because it can have none of its own.

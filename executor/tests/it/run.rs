@@ -63,6 +63,7 @@ impl Sandbox {
             user: String::new(),
             network: Network::None,
             insecure: false,
+            own_ids: true,
             system_calls: SystemCalls::Standard { multiplexed_sockets: false },
             no_new_privileges: false,
             hostname: "buildkitsandbox".into(),
