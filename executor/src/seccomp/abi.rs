@@ -35,12 +35,32 @@ pub(super) const I386: Abi =
 
 #[cfg(any(target_arch = "aarch64", test))]
 pub(super) const AARCH64: Abi =
-    Abi { audit: 0xc000_00b7, number: number::<syscalls::aarch64::Sysno>, foreign_from: None };
+    Abi { audit: 0xc000_00b7, number: aarch64_number, foreign_from: None };
 
-/// Calls of the ARM alone have numbers from 0x0f0000 on: they are no newer ones.
 #[cfg(any(target_arch = "aarch64", test))]
-pub(super) const ARM: Abi =
-    Abi { audit: 0x4000_0028, number: number::<syscalls::arm::Sysno>, foreign_from: None };
+pub(super) const ARM: Abi = Abi { audit: 0x4000_0028, number: arm_number, foreign_from: None };
+
+/// Numbers from here on are a processor's own (`__ARM_NR_BASE` of asm/unistd.h): no call of this kind is
+/// newer than those below.
+pub(super) const PROCESSORS_OWN: u32 = 0x000f_0000;
+
+/// The table has the name of the kernel's generic list where profiles and C libraries have another.
+#[cfg(any(target_arch = "aarch64", test))]
+fn aarch64_number(name: &str) -> Option<u32> {
+    number::<syscalls::aarch64::Sysno>(if name == "newfstatat" { "fstatat" } else { name })
+}
+
+/// The table lacks the processor's own calls, without which no program starts (`set_tls`).
+#[cfg(any(target_arch = "aarch64", test))]
+fn arm_number(name: &str) -> Option<u32> {
+    match name {
+        "breakpoint" => Some(PROCESSORS_OWN + 1),
+        "cacheflush" => Some(PROCESSORS_OWN + 2),
+        "set_tls" => Some(PROCESSORS_OWN + 5),
+        "sync_file_range2" => number::<syscalls::arm::Sysno>("arm_sync_file_range"),
+        _ => number::<syscalls::arm::Sysno>(name),
+    }
+}
 
 /// The number of a call, by its name in syscalls(2).
 fn number<S: FromStr + Numbered>(name: &str) -> Option<u32> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::abi::Abi;
+use super::abi::{Abi, PROCESSORS_OWN};
 use super::{Action, Condition, Op, Profile};
 
 /// The longest program that the kernel takes (`BPF_MAXINSNS`).
@@ -63,10 +63,12 @@ fn body(profile: &Profile, abi: &Abi) -> io::Result<Program> {
         _ => ranges.push((from, verdict)),
     };
     let always = |action| Verdict { cases: Vec::new(), otherwise: Some(action) };
+    let newest = verdicts.range(..PROCESSORS_OWN).next_back().map(|(&number, _)| number);
     let mut next = 0;
     for (&number, verdict) in &verdicts {
         if number > next {
-            push(next, always(profile.default));
+            let newer = newest.is_none_or(|newest| next > newest);
+            push(next, always(if newer { profile.newer } else { profile.default }));
         }
         let mut verdict = verdict.clone();
         verdict.otherwise.get_or_insert(profile.default);

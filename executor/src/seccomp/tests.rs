@@ -77,6 +77,44 @@ fn ordinary_calls_are_made_dangerous_ones_are_not() {
     }
 }
 
+/// Numbers as the kernel's tables have them (syscall_64.tbl, syscall_32.tbl, asm-generic/unistd.h,
+/// arm's syscall.tbl), so that a name that the crate spells otherwise is noticed.
+#[test]
+fn calls_that_every_program_makes_are_allowed() {
+    let numbers: [(&[Abi], Abi, &[u32]); 4] = [
+        (&[X86_64, I386], X86_64, &[0, 1, 3, 9, 12, 59, 60, 61, 231, 257, 262, 318, 332, 334]),
+        (&[X86_64, I386], I386, &[1, 3, 4, 6, 11, 45, 192, 195, 197, 243, 252, 295, 300, 383]),
+        (&[AARCH64, ARM], AARCH64, &[56, 57, 63, 64, 79, 80, 94, 214, 221, 222, 226, 260, 291]),
+        (&[AARCH64, ARM], ARM, &[3, 4, 11, 45, 192, 195, 248, 322, 327, 341, 0xf_0002, 0xf_0005]),
+    ];
+    for (abis, abi, numbers) in numbers {
+        let program = program(&list::default(false), abis).expect("compiled");
+        for &number in numbers {
+            let answer = run(&program, abi.audit, number, [0; 6]);
+            assert_eq!(answer, ALLOW, "{number} of {:#x}", abi.audit);
+        }
+    }
+}
+
+#[test]
+fn every_name_of_the_list_is_a_call() {
+    for rule in list::default(true).rules {
+        for name in rule.names {
+            let known =
+                [X86_64, I386, AARCH64, ARM].iter().any(|abi| (abi.number)(&name).is_some());
+            assert!(known, "{name}");
+        }
+    }
+}
+
+#[test]
+fn newer_calls_are_absent_below_those_of_the_processor_too() {
+    let program = program(&list::default(false), &[AARCH64, ARM]).expect("compiled");
+    for number in [467, 5000, 0xf_0000, 0xf_0003, 0xf_0006] {
+        assert_eq!(run(&program, ARM.audit, number, [0; 6]), errno(libc::ENOSYS), "{number:#x}");
+    }
+}
+
 #[test]
 fn arguments_decide() {
     let here = |name, first| answer(&[X86_64, I386], X86_64, name, first);
