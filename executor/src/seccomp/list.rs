@@ -43,7 +43,7 @@ const ALLOWED: &str = "\
     setgid32 setgroups setgroups32 setitimer setpgid setpriority setregid setregid32 setresgid \
     setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit setsid setsockopt setuid \
     setuid32 setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 \
-    sigprocmask sigreturn socketpair splice stat stat64 statfs statfs64 statmount statx symlink \
+    sigprocmask sigreturn splice stat stat64 statfs statfs64 statmount statx symlink \
     symlinkat sync sync_file_range sync_file_range2 syncfs sysinfo tee tgkill time timer_create \
     timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 \
     timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill \
@@ -81,21 +81,23 @@ pub(super) fn default(multiplexed_sockets: bool) -> Profile {
         action,
         conditions: Vec::new(),
     };
-    let when = |name: &str, op, value, action| Rule {
-        names: vec![name.to_owned()],
-        action,
+    let when = |names: &str, op, value| Rule {
         conditions: vec![Condition { argument: 0, op, value }],
+        ..plain(names, Action::Allow)
     };
+    // The kernel takes an int, and callers may leave anything in the other half of the register.
+    let int = Op::Masked(u64::from(u32::MAX));
     let mut rules = vec![
         plain(ALLOWED, Action::Allow),
         plain(REFUSED, errno(libc::EPERM)),
         plain("clone3", errno(libc::ENOSYS)),
-        when("clone", Op::Masked(NAMESPACES), 0, Action::Allow),
+        when("clone", Op::Masked(NAMESPACES), 0),
         plain("clone personality", errno(libc::EPERM)),
-        plain("socket", errno(libc::EAFNOSUPPORT)),
+        // Pairs of a family load its module too, though few families have them.
+        plain("socket socketpair", errno(libc::EAFNOSUPPORT)),
         plain("socketcall", if multiplexed_sockets { Action::Allow } else { errno(libc::ENOSYS) }),
     ];
-    rules.extend(FAMILIES.map(|family| when("socket", Op::Equal, family, Action::Allow)));
-    rules.extend(PERSONALITIES.map(|one| when("personality", Op::Equal, one, Action::Allow)));
+    rules.extend(FAMILIES.map(|family| when("socket socketpair", int, family)));
+    rules.extend(PERSONALITIES.map(|one| when("personality", int, one)));
     Profile { default: errno(libc::EPERM), newer: errno(libc::ENOSYS), rules }
 }

@@ -121,14 +121,18 @@ fn arguments_decide() {
     for family in 0..60 {
         let expect =
             if [1, 2, 10, 16, 17].contains(&family) { ALLOW } else { errno(libc::EAFNOSUPPORT) };
-        assert_eq!(here("socket", family), expect, "family {family}");
+        for name in ["socket", "socketpair"] {
+            assert_eq!(here(name, family), expect, "{name} {family}");
+            // Kernels look at the low half of it.
+            assert_eq!(here(name, (1 << 32) | family), expect, "{name} {family}");
+        }
+        let narrow = answer(&[X86_64, I386], I386, "socket", family);
+        assert_eq!(narrow, expect, "family {family} of i386");
     }
-    // Kernels look at the low half of it.
-    assert_eq!(here("socket", (1 << 32) | 38), errno(libc::EAFNOSUPPORT));
-    for domain in [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff] {
+    for domain in [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff, u64::MAX] {
         assert_eq!(here("personality", domain), ALLOW, "{domain:#x}");
     }
-    for domain in [0x4_0000, 0x40_0000, 1 << 32] {
+    for domain in [0x4_0000, 0x40_0000, (1 << 32) | 0x4_0000] {
         assert_eq!(here("personality", domain), errno(libc::EPERM), "{domain:#x}");
     }
     assert_eq!(here("clone", 0x120_0011), ALLOW, "fork");
