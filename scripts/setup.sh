@@ -5,7 +5,7 @@ set -euo pipefail
 
 demo_packages=(gcc make mmdebstrap debian-archive-keyring ca-certificates)
 test_packages=("${demo_packages[@]}" python3 zstd git curl docker-registry apache2-utils skopeo umoci
-    podman buildah runc busybox-static tar xz-utils bzip2 uidmap passt openssh-client)
+    podman buildah runc busybox-static tar xz-utils bzip2 uidmap passt openssh-client passwd libc6-dev)
 
 case "${1:-test}" in
     demo) packages=("${demo_packages[@]}") ;;
@@ -14,15 +14,29 @@ case "${1:-test}" in
     *) echo "usage: setup.sh [demo|test|bench]" >&2; exit 2 ;;
 esac
 
+root=()
+[ "$(id -u)" -eq 0 ] || root=(sudo)
+
+# An ordinary user with ranges of ids, for the tests that build without root; and /dev/net/tun with the
+# mode that udev gives it, so that this user's steps have networks.
+test_user() {
+    id kiln-test >/dev/null 2>&1 || "${root[@]}" useradd --create-home kiln-test
+    grep -q '^kiln-test:' /etc/subuid || "${root[@]}" usermod --add-subuids 700000-765535 kiln-test
+    grep -q '^kiln-test:' /etc/subgid || "${root[@]}" usermod --add-subgids 700000-765535 kiln-test
+    [ ! -c /dev/net/tun ] || "${root[@]}" chmod 0666 /dev/net/tun
+}
+
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
 done
-[ "${#missing[@]}" -eq 0 ] && exit 0
+if [ "${#missing[@]}" -eq 0 ]; then
+    [ "${1:-test}" != test ] || test_user
+    exit 0
+fi
 
 echo "setup: installing ${missing[*]}"
-root=()
-[ "$(id -u)" -eq 0 ] || root=(sudo)
 export DEBIAN_FRONTEND=noninteractive
 "${root[@]}" apt-get update -q
 "${root[@]}" apt-get install -y -q --no-install-recommends "${missing[@]}"
+[ "${1:-test}" != test ] || test_user

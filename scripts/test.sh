@@ -21,7 +21,13 @@ echo "unit and integration tests: $passed passed, $failed failed, $ignored ignor
 suite=../shared/conformance
 if [ -f "$suite/conformance.py" ]; then
     scripts/conformance.sh "$suite" "$KILN_TEST_BINARY"
+    scripts/conformance.sh "$suite" "$KILN_TEST_BINARY" kiln-test
 else
     echo "conformance: $suite is not there, only the tests above ran"
+fi
+if [ -f ../shared/sandbox-acceptance/accept.sh ]; then
+    scripts/acceptance.sh "$KILN_TEST_BINARY"
+else
+    echo "acceptance: ../shared/sandbox-acceptance is not there"
 fi
 echo "$passed passed, $failed failed"

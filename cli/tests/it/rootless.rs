@@ -1,0 +1,95 @@
+//! Builds of an ordinary user, whom the set-up made: with the ranges of /etc/subuid and with one id.
+
+use std::process::Command;
+
+use crate::env::{Said, World, kiln, said, text, tool};
+
+const USER: &str = "kiln-test";
+
+/// A world that belongs to the user, with a copy of the binary that it can reach.
+fn world() -> World {
+    let world = World::new();
+    // By another process: a descriptor that is open for writing would be inherited by what other tests
+    // start, and the file could not be executed (ETXTBSY).
+    tool("cp", &[&text(&kiln()), &text(&world.path("kiln"))]);
+    world
+}
+
+fn give(world: &World) {
+    tool("chown", &["-R", USER, &text(&world.path("."))]);
+}
+
+/// `kiln ARGS…` as the user.
+fn run(world: &World, args: &[&str]) -> Said {
+    let mut command = Command::new("runuser");
+    command.args(["-u", USER, "--", "env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin"]);
+    command.arg(format!("HOME={}", text(&world.path("."))));
+    command.arg(format!("KILN_ROOT={}", text(&world.path("user-store"))));
+    command.arg(world.path("kiln")).args(args).current_dir(world.path("."));
+    said(&command.output().expect("runuser starts"))
+}
+
+fn build(world: &World, isolation: &str, more: &[&str]) -> Said {
+    let first = ["--isolation", isolation, "build", "--progress", "plain"];
+    run(world, &[&first, more, &["ctx"][..]].concat())
+}
+
+const DOCKERFILE: &str = "FROM busybox\n\
+    COPY --chown=33:34 a /a\n\
+    RUN id -u && cat /proc/self/uid_map && touch /made && ls -ln /a\n\
+    USER 5:6\n\
+    RUN id -u && ! touch /forbidden\n";
+
+#[test]
+fn ranges_give_images_their_ids() {
+    let world = world();
+    world.busybox().file("Dockerfile", DOCKERFILE).file("a", "x");
+    give(&world);
+    run(&world, &["import", "busybox.tar", "busybox"]).ok();
+    let built = build(&world, "ranges", &["-o", "type=tar,dest=root.tar"]).ok();
+    assert!(!built.err.contains("note:"), "{}", built.err);
+    assert!(built.err.contains(" 33 "), "{}", built.err);
+    let listed = tool("tar", &["--numeric-owner", "-tvf", &text(&world.path("root.tar"))]);
+    let owner = |name: &str| {
+        let line = listed.lines().find(|line| line.ends_with(name)).expect("listed");
+        line.split_whitespace().nth(1).expect("an owner").to_owned()
+    };
+    assert_eq!((owner(" a").as_str(), owner(" made").as_str()), ("33/34", "0/0"));
+    let again = build(&world, "ranges", &[]).ok();
+    assert_eq!(again.err.matches(" CACHED").count(), 3, "{}", again.err);
+}
+
+#[test]
+fn one_id_builds_what_needs_no_other_and_says_so() {
+    let world = world();
+    let text = DOCKERFILE.split("USER").next().expect("the first part");
+    world.busybox().file("Dockerfile", text).file("a", "x");
+    give(&world);
+    run(&world, &["--isolation", "single-id", "import", "busybox.tar", "busybox"]).ok();
+    let built = build(&world, "single-id", &["-o", "type=oci,dest=image.tar"]).ok();
+    assert_eq!(built.err.matches("note: steps have one user id").count(), 1, "{}", built.err);
+    assert!(world.path("image.tar").is_file());
+}
+
+#[test]
+fn a_tier_that_is_named_is_not_replaced() {
+    let world = world();
+    give(&world);
+    let refused = run(&world, &["--isolation", "root", "images"]);
+    assert_eq!(refused.code, 3, "{}", refused.err);
+    assert!(refused.err.contains("--isolation=root is not possible here"), "{}", refused.err);
+}
+
+#[test]
+fn files_of_steps_belong_to_nobody_of_the_machine() {
+    let world = World::new();
+    world.busybox();
+    let script =
+        "FROM busybox\nRUN --mount=type=cache,target=/c sleep 1 && cat /proc/self/uid_map\n";
+    world.file("Dockerfile", script);
+    let built = world.build(&[]).ok();
+    // root of a step is no user of the machine.
+    assert!(built.err.contains("0 1342177280"), "{}", built.err);
+    let host = world.build(&["--userns", "host", "--no-cache"]).ok();
+    assert!(host.err.contains("4294967295"), "{}", host.err);
+}
