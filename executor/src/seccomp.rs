@@ -10,6 +10,8 @@ mod tests;
 use std::io;
 use std::sync::OnceLock;
 
+use crate::capability::ALLOWED;
+
 /// What the kernel answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -71,12 +73,18 @@ pub struct Rule {
 /// A profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
-    /// For calls without a rule.
+    /// For calls without a rule. Those with numbers behind the last one that has a rule fail with ENOSYS,
+    /// unless they are allowed: C libraries then do without them (runc's rule).
     pub default: Action,
-    /// For calls with numbers behind the last one that has a rule.
-    pub newer: Action,
     /// For the others.
     pub rules: Vec<Rule>,
+    /// Whether programs of the processor's 32-bit ABI are served; every call of theirs fails otherwise.
+    pub narrow: bool,
+}
+
+/// Whether a step has a capability, by its name in capabilities(7); profiles have rules that ask.
+pub fn has_capability(name: &str) -> bool {
+    name.parse().is_ok_and(|capability| ALLOWED.contains(&capability))
 }
 
 /// A compiled profile.
@@ -87,9 +95,10 @@ impl Filter {
     /// Compiles a profile for this machine.
     ///
     /// # Errors
-    /// It has more rules than a filter can hold, or this processor is not supported.
+    /// It has more rules than a filter can hold.
     pub fn new(profile: &Profile) -> io::Result<Self> {
-        compile::program(profile, abi::HERE).map(Self)
+        let served = if profile.narrow { abi::HERE } else { &abi::HERE[..1] };
+        compile::program(profile, served).map(Self)
     }
 
     /// Kiln's own, compiled once a process. `multiplexed_sockets` is for images of linux/386.

@@ -63,19 +63,23 @@ fn body(profile: &Profile, abi: &Abi) -> io::Result<Program> {
         _ => ranges.push((from, verdict)),
     };
     let always = |action| Verdict { cases: Vec::new(), otherwise: Some(action) };
+    let newer = match profile.default {
+        Action::Allow | Action::Log => profile.default,
+        _ => Action::Errno(no_call()),
+    };
     let newest = verdicts.range(..PROCESSORS_OWN).next_back().map(|(&number, _)| number);
     let mut next = 0;
     for (&number, verdict) in &verdicts {
         if number > next {
-            let newer = newest.is_none_or(|newest| next > newest);
-            push(next, always(if newer { profile.newer } else { profile.default }));
+            let is_newer = newest.is_none_or(|newest| next > newest);
+            push(next, always(if is_newer { newer } else { profile.default }));
         }
         let mut verdict = verdict.clone();
         verdict.otherwise.get_or_insert(profile.default);
         push(number, verdict);
         next = number + 1;
     }
-    push(next, always(profile.newer));
+    push(next, always(newer));
     if let Some(foreign) = abi.foreign_from {
         push(foreign, always(Action::Errno(no_call())));
     }

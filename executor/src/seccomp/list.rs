@@ -99,5 +99,5 @@ pub(super) fn default(multiplexed_sockets: bool) -> Profile {
     ];
     rules.extend(FAMILIES.map(|family| when("socket socketpair", int, family)));
     rules.extend(PERSONALITIES.map(|one| when("personality", int, one)));
-    Profile { default: errno(libc::EPERM), newer: errno(libc::ENOSYS), rules }
+    Profile { default: errno(libc::EPERM), rules, narrow: true }
 }

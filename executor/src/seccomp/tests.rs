@@ -157,6 +157,24 @@ fn foreign_and_unknown_calls_are_absent() {
 }
 
 #[test]
+fn what_is_newer_is_absent_unless_it_is_allowed() {
+    let expected = [
+        (Action::Errno(1), errno(libc::ENOSYS)),
+        (Action::KillProcess, errno(libc::ENOSYS)),
+        (Action::Allow, ALLOW),
+        (Action::Log, libc::SECCOMP_RET_LOG),
+    ];
+    for (default, expect) in expected {
+        let names = vec!["getpid".to_owned()];
+        let rule = Rule { names, action: Action::Allow, conditions: Vec::new() };
+        let profile = Profile { default, rules: vec![rule], narrow: false };
+        let program = program(&profile, &[X86_64]).expect("compiled");
+        assert_eq!(run(&program, X86_64.audit, 40, [0; 6]), expect, "{default:?}");
+        assert_eq!(run(&program, I386.audit, 20, [0; 6]), errno(libc::ENOSYS), "not served");
+    }
+}
+
+#[test]
 fn images_of_386_may_multiplex() {
     let program = super::compile::program(&list::default(true), &[X86_64, I386]).expect("compiled");
     let number = (I386.number)("socketcall").expect("a call");
@@ -195,8 +213,7 @@ fn all_comparisons() {
                     Condition { argument: 2, op, value },
                 ],
             };
-            let (default, newer) = (Action::Errno(1), Action::KillProcess);
-            let profile = Profile { default, newer, rules: vec![rule] };
+            let profile = Profile { default: Action::Errno(1), rules: vec![rule], narrow: false };
             let program = program(&profile, &[X86_64]).expect("compiled");
             let number = (X86_64.number)("read").expect("a call");
             for found in values {
