@@ -42,6 +42,8 @@ pub(crate) struct Handles<'a> {
     pub(crate) report: OwnedFd,
     /// The system call filter.
     pub(crate) filter: Option<&'a Filter>,
+    /// That of pid 1: a caller's profile cannot keep it from its work.
+    pub(crate) own_filter: Option<&'static Filter>,
     /// What pid 1 becomes.
     pub(crate) program: &'static OwnedFd,
     /// The step's user namespace; `None` for the builder's.
@@ -443,7 +445,7 @@ fn become_init(
     if !spec.insecure {
         capability::bound()?;
     }
-    if let Some(filter) = handles.filter {
+    if let Some(filter) = handles.own_filter {
         filter.load()?;
     }
     Err(init_program::become_init(handles.program, &handles.report, command))

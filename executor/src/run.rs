@@ -86,6 +86,7 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         stderr,
         report,
         filter: filter(spec)?,
+        own_filter: if spec.insecure { None } else { Some(Filter::standard(false)?) },
         program: init_program::file()?,
         builder: nix::unistd::getpid(),
         namespace: namespace(spec)?,

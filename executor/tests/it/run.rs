@@ -21,13 +21,13 @@ impl LogSink for Log {
     }
 }
 
-struct Sandbox {
+pub(crate) struct Sandbox {
     dir: tempfile::TempDir,
-    spec: RunSpec,
+    pub(crate) spec: RunSpec,
 }
 
 impl Sandbox {
-    fn new(script: &str) -> Self {
+    pub(crate) fn new(script: &str) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let base = dir.path().join("base");
         fs::create_dir_all(base.join("bin")).expect("made");
@@ -80,7 +80,7 @@ impl Sandbox {
         Self { dir, spec }
     }
 
-    fn run(&self) -> (Result<Exit, RunError>, String) {
+    pub(crate) fn run(&self) -> (Result<Exit, RunError>, String) {
         let log = Log::default();
         let result = run(&self.spec, &log, &Cancel::new().expect("descriptor"));
         let text = String::from_utf8_lossy(&log.0.into_inner().expect("not poisoned")).into_owned();
@@ -88,7 +88,7 @@ impl Sandbox {
     }
 
     /// The output of a script that must succeed.
-    fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         let (result, text) = self.run();
         assert_eq!(result.as_ref().ok(), Some(&Exit::Code(0)), "{result:?}: {text}");
         text
