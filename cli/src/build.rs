@@ -57,7 +57,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     let agents = Agents::parse(&options.input.ssh, caller_variable)?;
     let devices = Devices::read(&settings.config.cdi_spec_dirs)?;
     let allowed = allow::parse(&options.language.allow)?;
-    let sandbox = Sandbox::parse(&options.sandbox, &allowed, settings.config.strict_network)?;
+    let sandbox = Sandbox::parse(&options.sandbox, &allowed, settings)?;
     let store = Store::open(&settings.root).map_err(|e| Failure::environment(chain(&e)))?;
     let cancel = Cancel::new().map_err(|e| Failure::io("make", "an event descriptor", &e))?;
     let interrupted = interrupt_flag(&cancel)?;

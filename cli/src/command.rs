@@ -1,5 +1,6 @@
 //! The table of commands.
 
+mod doctor;
 mod history;
 mod images;
 mod import;
@@ -66,6 +67,8 @@ enum Command {
     Tag(tag::Options),
     /// Remove names of images from the store
     Rmi(rmi::Options),
+    /// Say what this machine lacks for builds, and what would give it
+    Doctor(doctor::Options),
     /// Remove what no image and no recent build needs
     Prune(prune::Options),
 }
@@ -98,6 +101,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         Command::History(options) => history::run(&options, &settings),
         Command::Tag(options) => tag::run(&options, &settings),
         Command::Rmi(options) => rmi::run(&options, &settings),
+        Command::Doctor(options) => doctor::run(&options, &settings),
         Command::Prune(options) => prune::run(&options, &settings),
     }
 }

@@ -17,8 +17,9 @@ pub(crate) enum Isolation {
     Ranges,
     /// A user namespace with the user's id alone.
     SingleId,
-    /// Another root directory and nothing more.
-    Chroot,
+    /// No namespaces: builds without RUN.
+    #[value(name = "none")]
+    Bare,
 }
 
 /// Moves the process there. It must be the first that a command does: it may have one thread only.
@@ -31,7 +32,7 @@ pub(crate) fn enter(asked: Isolation) -> Result<Entered, Failure> {
         Isolation::Root => Some(Tier::Root),
         Isolation::Ranges => Some(Tier::Ranges),
         Isolation::SingleId => Some(Tier::SingleId),
-        Isolation::Chroot => Some(Tier::Chroot),
+        Isolation::Bare => Some(Tier::Bare),
     };
     let entered = rootless::enter(wanted.unwrap_or(Tier::Root))
         .map_err(|error| Failure::io("make", "a user namespace", &error))?;
@@ -58,8 +59,15 @@ pub(crate) fn remark(entered: &Entered) -> Option<String> {
         Tier::SingleId => {
             "steps have one user id: files cannot belong to other users, and programs that change the user fail"
         }
-        Tier::Chroot => "steps are separated from this machine by their root directory alone",
+        Tier::Bare => "RUN does not work here",
     };
     let why = entered.remarks.first().map_or(String::new(), |remark| format!(" ({remark})"));
     Some(format!("note: {what}{why}"))
+}
+
+/// Why no step can run, where that is so.
+pub(crate) fn forbidden(entered: &Entered) -> Option<String> {
+    let why = "leave out --isolation=none, or run kiln where namespaces can be made";
+    let first = || entered.remarks.first().cloned();
+    (entered.tier == Tier::Bare).then(|| first().unwrap_or_else(|| why.to_owned()))
 }

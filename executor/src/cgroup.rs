@@ -14,6 +14,10 @@ const REMOVE_TRIES: u32 = 50;
 /// Where groups are made that only exist for their limits.
 const PARENT: &str = "kiln";
 
+/// What lets a builder make groups.
+const REMEDY: &str =
+    "remedy: run kiln as root, or in a group whose controllers are delegated to you";
+
 /// The period in which processor time is shared out, in microseconds (the kernel's default).
 const CPU_PERIOD: u64 = 100_000;
 
@@ -62,7 +66,8 @@ impl Group {
                 Ok(group)
             }
             (true, Some((folder, error))) => {
-                let message = format!("make the control group {}: {error}", folder.display());
+                let message =
+                    format!("make the control group {}: {error}; {REMEDY}", folder.display());
                 Err(io::Error::new(error.kind(), message))
             }
             (true, None) => Err(io::Error::new(
@@ -107,9 +112,7 @@ impl Group {
                 return Ok(());
             }
         }
-        let message = format!(
-            "--{option}: no control group here has the controller; remedy: run kiln as root, or with the controllers delegated (systemd-run --user --scope -p Delegate=yes kiln …)"
-        );
+        let message = format!("--{option}: no control group here has the controller; {REMEDY}");
         Err(io::Error::new(io::ErrorKind::Unsupported, message))
     }
 

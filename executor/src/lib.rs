@@ -8,6 +8,7 @@
 pub mod cancel;
 mod capability;
 mod cgroup;
+pub mod check;
 pub mod chmod;
 pub mod copy;
 mod devices;

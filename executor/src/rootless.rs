@@ -22,8 +22,8 @@ use crate::sys::process::{self, Side};
 /// How far a builder is from its steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
-    /// No namespace can be made: steps run under another root directory, as the builder's user.
-    Chroot,
+    /// No namespace can be made: RUN is refused, everything else works as far as the user may.
+    Bare,
     /// A user namespace with one id.
     SingleId,
     /// A user namespace with ranges of ids.
@@ -38,7 +38,7 @@ impl fmt::Display for Tier {
             Self::Root => "root",
             Self::Ranges => "ranges",
             Self::SingleId => "single-id",
-            Self::Chroot => "chroot",
+            Self::Bare => "none",
         })
     }
 }
@@ -58,8 +58,8 @@ pub struct Entered {
 /// The kernel's; that a namespace is forbidden is no error but a lower tier.
 pub fn enter(most: Tier) -> io::Result<Entered> {
     let entered = |tier, remarks| Ok(Entered { tier, remarks });
-    if most == Tier::Chroot {
-        return entered(Tier::Chroot, Vec::new());
+    if most == Tier::Bare {
+        return entered(Tier::Bare, Vec::new());
     }
     let root = nix::unistd::geteuid().is_root();
     let admin = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN);
@@ -82,7 +82,7 @@ pub fn enter(most: Tier) -> io::Result<Entered> {
             };
             entered(Tier::SingleId, vec![format!("only one user id: {why}")])
         }
-        Err(error) => entered(Tier::Chroot, vec![forbidden(&error)]),
+        Err(error) => entered(Tier::Bare, vec![forbidden(&error)]),
     }
 }
 

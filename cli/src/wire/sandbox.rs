@@ -18,6 +18,8 @@ use super::seccomp;
 use crate::build::options::{SandboxOptions, UserNamespace};
 use crate::build::values;
 use crate::failure::Failure;
+use crate::isolation;
+use crate::settings::Settings;
 
 /// The smallest limit of memory: less, and not even a shell starts.
 const MEMORY_MIN: u64 = 6 << 20;
@@ -33,6 +35,8 @@ pub(crate) struct Sandbox {
     strict_network: bool,
     told: AtomicBool,
     host_ids: bool,
+    /// Why no step can run here.
+    forbidden: Option<String>,
     told_ids: AtomicBool,
 }
 
@@ -44,8 +48,9 @@ impl Sandbox {
     pub(crate) fn parse(
         options: &SandboxOptions,
         allowed: &Allowed,
-        strict_network: bool,
+        settings: &Settings,
     ) -> Result<Self, Failure> {
+        let strict_network = settings.config.strict_network;
         let memory = options.memory.as_ref().map(|text| memory(text)).transpose()?;
         let milli_cpus = options.cpus.as_ref().map(|text| milli_cpus(text)).transpose()?;
         let resources = Resources { memory, milli_cpus, pids: options.pids_limit };
@@ -59,6 +64,7 @@ impl Sandbox {
         let grace = Duration::from_secs(options.stop_timeout);
         let mut sandbox = Self { resources, dns, grace, strict_network, ..Self::default() };
         sandbox.host_ids = options.userns == UserNamespace::Host;
+        sandbox.forbidden = settings.isolation.as_ref().and_then(isolation::forbidden);
         for option in &options.security_opt {
             sandbox.secure(option, allowed)?;
         }
@@ -94,6 +100,19 @@ impl Sandbox {
     pub(crate) fn system_calls(&self, platform: Option<&Platform>) -> SystemCalls {
         self.system_calls.clone().unwrap_or_else(|| SystemCalls::Standard {
             multiplexed_sockets: platform.is_some_and(|platform| platform.architecture == "386"),
+        })
+    }
+
+    /// Whether steps can run at all.
+    ///
+    /// # Errors
+    /// No namespace can be made here.
+    pub(crate) fn check(&self) -> Result<(), StepError> {
+        let Some(why) = &self.forbidden else { return Ok(()) };
+        Err(StepError {
+            kind: Kind::Environment,
+            message: "RUN needs a user namespace, which cannot be made here".to_owned(),
+            help: Some(why.clone()),
         })
     }
 

@@ -1,0 +1,88 @@
+//! What this machine lacks for steps, what that costs, and what would give it: `kiln doctor`.
+
+use std::fs;
+use std::path::Path;
+
+use crate::cgroup::Group;
+use crate::ids;
+use crate::init_program;
+use crate::net;
+use crate::seccomp::Filter;
+use crate::spec::Resources;
+
+/// `statfs(2)`'s type of overlay file systems.
+const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
+
+/// The first Linux that takes any number of layers.
+const LAYERS_UNBOUNDED_SINCE: (u32, u32) = (6, 8);
+
+/// One thing that steps need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is.
+    pub name: &'static str,
+    /// What its lack costs and what would give it; `None` where it is there.
+    pub lack: Option<String>,
+}
+
+/// Looks at everything. `store` is the store's folder, which must be there.
+pub fn all(store: &Path) -> Vec<Finding> {
+    let finding = |name, lack| Finding { name, lack };
+    vec![
+        finding("own ids", own_ids(store)),
+        finding("overlay", overlay(store)),
+        finding("many layers", many_layers()),
+        finding(
+            "network",
+            net::missing().map(|why| format!("steps share this machine's network: {why}")),
+        ),
+        finding("limits", limits()),
+        finding("system call filter", Filter::standard(false).err().map(|e| e.to_string())),
+        finding("sealed programs", init_program::file().err().map(|e| e.to_string())),
+    ]
+}
+
+fn own_ids(store: &Path) -> Option<String> {
+    let namespace = match ids::namespace(store) {
+        Ok(namespace) => namespace,
+        Err(error) => return Some(format!("root in a step is this machine's root: {error}")),
+    };
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    if namespace.maps_owners || !ids::is_first(&map) {
+        return None;
+    }
+    Some("files of steps belong to the machine's users of the same numbers; remedy: Linux 5.19, and the store on ext4, xfs, btrfs or tmpfs".to_owned())
+}
+
+fn overlay(store: &Path) -> Option<String> {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if !known.lines().any(|line| line.trim_end().ends_with("\toverlay")) {
+        return Some(
+            "no step can run: the kernel has no overlay file system; remedy: modprobe overlay"
+                .to_owned(),
+        );
+    }
+    if ids::kernel() < (5, 11) {
+        return Some("no step can run: overlay in user namespaces came with Linux 5.11; remedy: a newer kernel, or --userns=host as root".to_owned());
+    }
+    let stat = rustix::fs::statfs(store).ok()?;
+    let is_overlay = u64::try_from(stat.f_type).is_ok_and(|kind| kind == OVERLAYFS_SUPER_MAGIC);
+    is_overlay.then(|| {
+        format!(
+            "no step can run: {} is itself on an overlay (a container's root); remedy: --root on a volume",
+            store.display()
+        )
+    })
+}
+
+fn many_layers() -> Option<String> {
+    (ids::kernel() < LAYERS_UNBOUNDED_SINCE)
+        .then(|| "a step can have 180 layers below it at most; remedy: Linux 6.8".to_owned())
+}
+
+fn limits() -> Option<String> {
+    let name = format!("doctor-{}", std::process::id());
+    let some = Resources { memory: Some(1 << 30), milli_cpus: Some(1000), pids: Some(1000) };
+    let refused = Group::new(None, &name, &some).err()?;
+    Some(format!("--memory, --cpus and --pids-limit are refused: {refused}"))
+}
