@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
-/// Takes it as done where the user namespace of this process lacks the id or the right.
+/// Takes it as done where this process lacks the id or the right.
 ///
 /// # Errors
 /// The one given, where this process has all ids.
@@ -27,6 +27,9 @@ pub(crate) fn as_far_as_possible(result: io::Result<()>) -> io::Result<()> {
 fn has_all_ids() -> bool {
     static ALL: OnceLock<bool> = OnceLock::new();
     *ALL.get_or_init(|| {
+        if !rustix::process::geteuid().is_root() {
+            return false;
+        }
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         map.split_whitespace().eq(["0", "0", "4294967295"])
     })
