@@ -42,6 +42,19 @@ pub fn all(store: &Path) -> Vec<Finding> {
     ]
 }
 
+/// Whether steps see the builder's /proc, because the kernel gives a new one only to those that see an
+/// unhidden one (`mnt_already_visible` in the kernel's fs/namespace.c).
+pub fn shares_proc() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    !ids::is_first(&map) && hides_proc(&mounts)
+}
+
+fn hides_proc(mountinfo: &str) -> bool {
+    let mut places = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    places.any(|place| place.starts_with("/proc/") && place != "/proc/sys/fs/binfmt_misc")
+}
+
 fn own_ids(store: &Path) -> Option<String> {
     let namespace = match ids::namespace(store) {
         Ok(namespace) => namespace,
@@ -85,4 +98,17 @@ fn limits() -> Option<String> {
     let some = Resources { memory: Some(1 << 30), milli_cpus: Some(1000), pids: Some(1000) };
     let refused = Group::new(None, &name, &some).err()?;
     Some(format!("--memory, --cpus and --pids-limit are refused: {refused}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hides_proc;
+
+    #[test]
+    fn masks_of_containers_are_seen() {
+        let host =
+            "1 2 0:5 / /proc rw - proc proc rw\n3 1 0:6 / /proc/sys/fs/binfmt_misc rw - a b c\n";
+        assert!(!hides_proc(host));
+        assert!(hides_proc("9 1 0:7 / /proc/kcore ro - tmpfs tmpfs ro\n"));
+    }
 }

@@ -10,7 +10,6 @@ use std::path::Path;
 use rustix::fs::{FileType, fstat, major, makedev, minor};
 
 use crate::rootfs::{self, context};
-use crate::sys::mount::seal;
 
 /// Device nodes: name, major, minor (runc's `AllowedDevices`).
 const DEVICES: &[(&str, u32, u32)] = &[
@@ -31,26 +30,16 @@ const LINKS: &[(&str, &str)] = &[
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
-/// The host's nodes and /sys, as detached mounts.
+/// The host's nodes, as detached mounts.
 #[derive(Debug)]
-pub(crate) struct Devices {
-    nodes: Vec<(&'static str, OwnedFd)>,
-    /// /sys with all below it, sealed, for steps in the host's network.
-    pub(crate) sys: Option<OwnedFd>,
-}
-
-fn host_sys() -> io::Result<OwnedFd> {
-    let sys = rootfs::clone_mount(&rootfs::open_path(Path::new("/sys"))?, true)?;
-    seal(sys.as_fd())?;
-    Ok(sys)
-}
+pub(crate) struct Devices(Vec<(&'static str, OwnedFd)>);
 
 impl Devices {
     /// Takes them, in a mount namespace of our own.
     ///
     /// # Errors
     /// A node is missing, or is another device than its name says.
-    pub(crate) fn open(with_sys: bool) -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut nodes = Vec::with_capacity(DEVICES.len());
         for &(name, wanted_major, wanted_minor) in DEVICES {
             let path = Path::new("/dev").join(name);
@@ -68,12 +57,12 @@ impl Devices {
             }
             nodes.push((name, rootfs::clone_mount(&node, false)?));
         }
-        Ok(Self { nodes, sys: with_sys.then(host_sys).transpose()? })
+        Ok(Self(nodes))
     }
 
     /// Shows them in the new, still empty /dev.
     pub(crate) fn attach(&self) -> io::Result<()> {
-        for (name, node) in &self.nodes {
+        for (name, node) in &self.0 {
             let path = Path::new("/dev").join(name);
             fs::File::create(&path)?;
             let attached = rootfs::attach(node, rootfs::open_path(&path)?.as_fd());

@@ -177,10 +177,7 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<(Side, Hos
     context(|| "make a mount namespace".to_owned(), unshare(CloneFlags::CLONE_NEWNS))?;
     let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
-    let host = Host {
-        place: Place::enter(spec, handles.namespace)?,
-        devices: Devices::open(handles.sys(spec) == Sys::Host)?,
-    };
+    let host = Host { place: Place::enter(spec, handles.namespace)?, devices: Devices::open()? };
     if let Some(namespace) = handles.namespace {
         become_root_of(namespace)?;
         die_with(handles.builder)?;
@@ -353,7 +350,11 @@ fn build(
     if !spec.insecure {
         rootfs::protect()?;
     }
-    nix::unistd::sethostname(&spec.hostname)?;
+    match nix::unistd::sethostname(&spec.hostname) {
+        // A container's own filter may forbid it, whatever the namespace; its name stays then.
+        Err(nix::errno::Errno::EPERM) => {}
+        result => context(|| "set the host name".to_owned(), result)?,
+    }
     if matches!(handles.network, Joined::New) {
         loopback_up()?;
     }

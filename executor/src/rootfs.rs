@@ -17,6 +17,7 @@ use rustix::mount::{
 
 use crate::devices::Devices;
 use crate::spec::Stack;
+use crate::sys::mount::seal;
 
 /// How many layers one overlay takes by `mount(2)`, whose options fit one page.
 const LEGACY_LAYERS_MAX: usize = 180;
@@ -247,7 +248,7 @@ pub(crate) enum Sys {
 /// before the host's are gone.
 pub(crate) struct System {
     proc: OwnedFd,
-    sys: Option<OwnedFd>,
+    sys: OwnedFd,
 }
 
 const QUIET: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
@@ -255,16 +256,26 @@ const QUIET: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV);
 
 impl System {
-    /// Makes them.
+    /// Makes them. In a container that hides parts of its own, new ones are refused: the step sees the
+    /// container's then ([`crate::check::shares_proc`]).
     pub(crate) fn make(sys: Sys) -> io::Result<Self> {
-        let proc = context(|| "mount /proc".to_owned(), new_fs("proc", &[], QUIET))?;
+        let proc = match new_fs("proc", &[], QUIET) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                clone_mount(&open_path(Path::new("/proc"))?, true)
+            }
+            made => made,
+        };
+        let proc = context(|| "mount /proc".to_owned(), proc)?;
         let attributes = match sys {
             Sys::Writable => QUIET,
             Sys::ReadOnly => QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY,
-            Sys::Host => return Ok(Self { proc, sys: None }),
+            Sys::Host => return Ok(Self { proc, sys: sealed_sys()? }),
         };
-        let sys = context(|| "mount /sys".to_owned(), new_fs("sysfs", &[], attributes))?;
-        Ok(Self { proc, sys: Some(sys) })
+        let sys = match new_fs("sysfs", &[], attributes) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => sealed_sys(),
+            made => made,
+        };
+        Ok(Self { proc, sys: context(|| "mount /sys".to_owned(), sys)? })
     }
 
     /// Puts them, and a new /dev, into the new root.
@@ -286,9 +297,7 @@ impl System {
         kernel_fs("tmpfs", "/dev/shm", &[("mode", "1777"), ("size", &shm)], QUIET)?;
         kernel_fs("mqueue", "/dev/mqueue", &[], QUIET)?;
         let read_only = QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY;
-        if let Some(sys) = self.sys.as_ref().or(devices.sys.as_ref()) {
-            put(sys, "/sys")?;
-        }
+        put(&self.sys, "/sys")?;
         if insecure {
             return Ok(());
         }
@@ -297,6 +306,13 @@ impl System {
         }
         Ok(())
     }
+}
+
+/// What the builder sees at /sys, with all below it, read-only.
+fn sealed_sys() -> io::Result<OwnedFd> {
+    let sys = clone_mount(&open_path(Path::new("/sys"))?, true)?;
+    context(|| "protect /sys".to_owned(), seal(sys.as_fd()))?;
+    Ok(sys)
 }
 
 /// Terminals of the step's own, for the group `tty` where the user namespace has it.

@@ -58,7 +58,7 @@ pub(crate) fn run(
     draft: &LayerDraft,
     log: &dyn Log,
 ) -> Result<(), StepError> {
-    context.sandbox.check()?;
+    context.sandbox.check(log)?;
     let beside = |name: &str| draft.work_path().with_file_name(name);
     let mut held = Held { folder: beside("agents"), caches: Vec::new(), agents: Vec::new() };
     let mut env = op.env.as_ref().clone();

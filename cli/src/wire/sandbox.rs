@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kiln_executor::check::shares_proc;
 use kiln_executor::net;
 use kiln_executor::run::own_ids_missing;
 use kiln_executor::spec::{Network, Resources, SystemCalls};
@@ -38,6 +39,7 @@ pub(crate) struct Sandbox {
     /// Why no step can run here.
     forbidden: Option<String>,
     told_ids: AtomicBool,
+    told_proc: AtomicBool,
 }
 
 impl Sandbox {
@@ -107,13 +109,23 @@ impl Sandbox {
     ///
     /// # Errors
     /// No namespace can be made here.
-    pub(crate) fn check(&self) -> Result<(), StepError> {
-        let Some(why) = &self.forbidden else { return Ok(()) };
+    pub(crate) fn check(&self, log: &dyn Log) -> Result<(), StepError> {
+        let Some(why) = &self.forbidden else {
+            self.remark_on_proc(log);
+            return Ok(());
+        };
         Err(StepError {
             kind: Kind::Environment,
             message: "RUN needs a user namespace, which cannot be made here".to_owned(),
             help: Some(why.clone()),
         })
+    }
+
+    /// Says once that steps see the processes of the container that the builder is in.
+    fn remark_on_proc(&self, log: &dyn Log) {
+        if !self.told_proc.swap(true, Ordering::Relaxed) && shares_proc() {
+            log.write(Stream::Err, b"note: steps see this container's /proc (kiln doctor)\n");
+        }
     }
 
     /// Whether a step gets ids of its own. Where the kernel forbids that, root's steps have root's ids,
