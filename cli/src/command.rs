@@ -86,6 +86,8 @@ pub(crate) fn run() -> Result<(), Failure> {
         }
         Err(help) => return print(&help.to_string()),
     };
+    crate::signal::outlive_file_limits()
+        .map_err(|e| Failure::io("install", "the signal handler", &e))?;
     let mut settings = Settings::load(line.root.as_deref())?;
     if !matches!(line.command, Command::Lint(_)) {
         settings.isolation = Some(isolation::enter(line.isolation)?);

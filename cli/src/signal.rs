@@ -4,10 +4,19 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::exit::Exit;
+
+/// Lets writes beyond the caller's limit for file sizes fail, so that they can be told: by default
+/// their signal ends the process (setrlimit(2), RLIMIT_FSIZE). Steps have the default again.
+///
+/// # Errors
+/// The handler cannot be installed.
+pub(crate) fn outlive_file_limits() -> io::Result<()> {
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
+}
 
 /// Calls `stop` on the first SIGINT, SIGTERM or SIGHUP, from a thread of its own. The second one
 /// ends the process with the signal's usual exit code; what it leaves is swept by the next build.

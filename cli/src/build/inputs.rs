@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use kiln_cache::View;
@@ -241,7 +242,12 @@ fn no_dockerfile(path: &Path) -> Failure {
 fn read_dockerfile(file: Option<&str>, context: &Path) -> Result<(PathBuf, String), Failure> {
     let path = file.map_or_else(|| context.join("Dockerfile"), PathBuf::from);
     for candidate in candidates(&path) {
-        match fs::File::open(&candidate) {
+        // What a context has may come from anybody; what the caller names may be a pipe.
+        let opened = match file {
+            Some(_) => fs::File::open(&candidate),
+            None => open_regular(&candidate),
+        };
+        match opened {
             Ok(mut opened) => {
                 let text = read_text(&mut opened, &candidate.display().to_string())?;
                 return Ok((candidate, text));
@@ -251,6 +257,16 @@ fn read_dockerfile(file: Option<&str>, context: &Path) -> Result<(PathBuf, Strin
         }
     }
     Err(no_dockerfile(&path))
+}
+
+/// Opens a regular file; for anything else it neither waits nor reads.
+fn open_regular(path: &Path) -> io::Result<fs::File> {
+    let wait_not = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let file = fs::File::options().read(true).custom_flags(wait_not).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"))
 }
 
 /// The Dockerfile in a fetched context; its name never leads out of it.
@@ -334,6 +350,7 @@ fn read_ignore(dockerfile: &Path, context: &Path) -> Option<(String, String)> {
 
 /// As in BuildKit, an ignore file that cannot be read counts as none.
 fn read_optional(path: &Path) -> Option<(String, String)> {
-    let text = fs::read(path).ok()?;
+    let mut text = Vec::new();
+    open_regular(path).ok()?.read_to_end(&mut text).ok()?;
     Some((file_name(path), String::from_utf8_lossy(&text).into_owned()))
 }

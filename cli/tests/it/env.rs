@@ -57,6 +57,16 @@ impl World {
         command
     }
 
+    /// As [`World::command`], but `PROGRAM ARGS… kiln`.
+    pub(crate) fn started_by(&self, program: &str, args: &[&str]) -> Command {
+        let plain = self.command();
+        let mut command = Command::new(program);
+        command.args(args).arg(kiln()).env_clear();
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command
+    }
+
     pub(crate) fn kiln(&self, args: &[&str]) -> Said {
         said(&self.command().args(args).output().expect("kiln starts"))
     }
@@ -131,6 +141,18 @@ fn said_ok(program: &str, args: &[&str], output: &Output) -> String {
     let said = said(output);
     assert_eq!(said.code, 0, "{program} {args:?}\nstdout:\n{}\nstderr:\n{}", said.out, said.err);
     said.out
+}
+
+/// Every folder below a folder that can be read.
+pub(crate) fn folders(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(folders(&entry.path()));
+            found.push(entry.path());
+        }
+    }
+    found
 }
 
 /// Every file below a folder.

@@ -2,17 +2,23 @@
 
 mod agents;
 mod allow;
+mod attack;
+mod attacks;
 mod build;
 mod call;
 mod devices;
 mod env;
 mod examples;
+mod hostile;
 mod house;
 mod language;
 mod limits;
 mod messages;
 mod outputs;
+mod probe;
 mod processes;
 mod registry;
 mod remote;
 mod rootless;
+mod sandbox;
+mod sentinel;

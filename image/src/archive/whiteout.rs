@@ -41,6 +41,18 @@ struct Level<'a> {
     hidden: bool,
 }
 
+/// The first entry of a layer whose name readers would take for a deletion. (The specification has no
+/// way to write such a name.)
+pub(super) fn reserved(walk: Walk<'_>) -> Option<PathBuf> {
+    walk.into_iter().find_map(|item| match item {
+        Item::Entry(path, _) => {
+            let name = path.file_name().unwrap_or_default();
+            name.as_bytes().starts_with(PREFIX).then_some(path)
+        }
+        Item::Deletion(_) => None,
+    })
+}
+
 impl<'a> Walk<'a> {
     pub(super) fn new(tree: &'a Tree, below: &'a dyn View) -> Self {
         let mut walk = Self { below, open: Vec::new(), deletions: Vec::new().into_iter() };

@@ -61,6 +61,14 @@ pub enum WriteLayerError {
         /// Why.
         source: io::Error,
     },
+    /// A file whose name would delete another one when the archive is unpacked.
+    #[error(
+        "`/{path}` cannot be in an image: names that begin with `.wh.` mean deletions there; remove it in the step that makes it"
+    )]
+    Reserved {
+        /// The file.
+        path: String,
+    },
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -90,6 +98,9 @@ pub fn write_layer(
     }
     if let Some(blob) = store.layer_blob(layer, &name)? {
         return Ok(blob);
+    }
+    if let Some(path) = whiteout::reserved(Walk::new(&tree, &below)) {
+        return Err(WriteLayerError::Reserved { path: path.display().to_string() });
     }
     let root = Root::open(&store.layer_path(layer)).map_err(|source| {
         let path = String::new();

@@ -212,6 +212,24 @@ fn is_url(path: &str) -> bool {
     path.starts_with("http://") || path.starts_with("https://")
 }
 
+/// `--chown`. A name that an image does not know is root there (BuildKit's rule); a number that is too
+/// large for an id must not become root by it.
+fn owner(stage: &Stage<'_, '_>, word: &Word) -> Result<String, Diagnostic> {
+    let text = stage.expand(word)?;
+    let is_number = |part: &str| {
+        let digits = part.strip_prefix(['-', '+']).unwrap_or(part);
+        !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let is_id = |part: &str| part.parse::<u32>().is_ok_and(|id| id != u32::MAX);
+    match text.split(':').find(|part| is_number(part) && !is_id(part)) {
+        Some(part) => {
+            let message = format!("invalid --chown={text}: {part} is no user or group id");
+            Err(Diagnostic::error(word.span, message).help("ids are numbers from 0 to 4294967294"))
+        }
+        None => Ok(text),
+    }
+}
+
 /// Paths first, heredocs behind them; then the node and the line of history.
 fn finish(
     stage: &mut Stage<'_, '_>,
@@ -221,7 +239,7 @@ fn finish(
     graph: &mut Graph,
 ) -> Result<(), Diagnostic> {
     let written = stage.expand(request.dest)?;
-    let chown = request.chown.map(|word| stage.expand(word)).transpose()?;
+    let chown = request.chown.map(|word| owner(stage, word)).transpose()?;
     let chmod_text = request.chmod.map(|word| stage.expand(word)).transpose()?;
     let chmod = match (&chmod_text, request.chmod) {
         (Some(text), Some(word)) if !text.is_empty() => Some(parse_chmod(text, word.span)?),

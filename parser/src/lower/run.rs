@@ -206,7 +206,17 @@ fn target(stage: &Stage<'_, '_>, flag: &MountFlag, word: &Word) -> Result<String
         return Err(Diagnostic::error(word.span, format!("invalid mount target {:?}", path))
             .help("give target= a path below the root"));
     }
+    if is_kernels(&path) {
+        let message = format!("invalid mount target {path:?}: it is the kernel's");
+        return Err(Diagnostic::error(word.span, message)
+            .help("/dev itself, and /proc and /sys with all below, cannot be mounted over"));
+    }
     Ok(path)
+}
+
+/// What a step finds at the places of the kernel has to be the kernel's (runc refuses /proc as well).
+fn is_kernels(path: &str) -> bool {
+    path == "/dev" || path.split('/').nth(1).is_some_and(|first| matches!(first, "proc" | "sys"))
 }
 
 fn absolute(stage: &Stage<'_, '_>, path: &str) -> String {

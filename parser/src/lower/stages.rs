@@ -529,6 +529,16 @@ fn trigger_statement(text: &str, from: Span) -> Result<Statement, Diagnostic> {
         return Err(Diagnostic { span: Some(from), message, ..diagnostic });
     }
     match (statements.pop(), statements.is_empty()) {
+        // An image's document is no Dockerfile, where ONBUILD itself refuses these.
+        (Some(statement), true)
+            if matches!(
+                statement.instruction,
+                Instruction::From(_) | Instruction::Onbuild(_) | Instruction::Maintainer(_)
+            ) =>
+        {
+            let message = format!("the base image may not ask for `ONBUILD {text}`");
+            Err(Diagnostic::error(from, message).help("take another base image"))
+        }
         (Some(mut statement), true) => {
             place_at(&mut statement, from);
             Ok(statement)
