@@ -18,6 +18,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
+use rustix::fs::{CWD, Mode as FileMode, OFlags, ResolveFlags, openat2};
 
 use crate::cgroup::Group;
 use crate::devices::Devices;
@@ -29,6 +30,10 @@ use crate::spec::{Limit, RunSpec, Stack};
 use crate::sys::process::{self, Side};
 use crate::user::{self, User};
 use crate::{capability, etc, init_program, insecure, mounts, net};
+
+/// Open files of a step: soft and hard limit.
+const NOFILE_SOFT: u64 = 1024;
+const NOFILE_HARD: u64 = 524_288;
 
 /// What the forked processes need besides the specification.
 pub(crate) struct Handles<'a> {
@@ -412,10 +417,17 @@ fn working_directory(cwd: &Path, user: &User) -> io::Result<()> {
         )?;
         chown(directory, Some(user.uid), Some(user.gid))?;
     }
-    context(
-        || format!("enter the working directory {}", cwd.display()),
-        std::env::set_current_dir(cwd),
+    // Not through /proc/self/fd or /proc/1/cwd: what they lead to need not be below the root.
+    let entered = openat2(
+        CWD,
+        cwd,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        FileMode::empty(),
+        ResolveFlags::NO_MAGICLINKS,
     )
+    .map_err(io::Error::from)
+    .and_then(|directory| Ok(nix::unistd::fchdir(directory)?));
+    context(|| format!("enter the working directory {}", cwd.display()), entered)
 }
 
 /// Forks the command, becomes the program that reaps until it ends; returns only on failure.
@@ -485,6 +497,7 @@ fn become_command(
 
 fn give_up(spec: &RunSpec, handles: &Handles<'_>, user: &User) -> io::Result<()> {
     nix::unistd::setsid()?;
+    set_usual_limits()?;
     for limit in &spec.limits {
         set_limit(limit)?;
     }
@@ -512,6 +525,15 @@ fn give_up(spec: &RunSpec, handles: &Handles<'_>, user: &User) -> io::Result<()>
     }
     rustix::io::fcntl_setfd(&handles.report, rustix::io::FdFlags::CLOEXEC)?;
     Ok(())
+}
+
+/// The same for every caller: what systemd gives to services, and no core files.
+fn set_usual_limits() -> io::Result<()> {
+    let (_, hard) = nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE)?;
+    let hard = hard.min(NOFILE_HARD);
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(NOFILE_SOFT), hard)?;
+    let (_, core) = nix::sys::resource::getrlimit(Resource::RLIMIT_CORE)?;
+    Ok(setrlimit(Resource::RLIMIT_CORE, 0, core)?)
 }
 
 fn resource(name: &str) -> Option<Resource> {

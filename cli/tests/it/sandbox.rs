@@ -5,6 +5,7 @@ mod ends;
 mod given;
 mod kernels;
 mod network;
+mod single_id;
 mod terminals;
 mod trees;
 mod users;

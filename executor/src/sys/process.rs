@@ -45,8 +45,30 @@ pub(crate) fn reset_signals() -> io::Result<()> {
         // SAFETY: the default action runs no code of this program.
         unsafe { sigaction(signal, &default) }?;
     }
+    reset_library_signals();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     Ok(())
+}
+
+/// glibc keeps signals 32 and 33 to itself: its `sigaction` refuses them, but a caller's `posix_spawn` may
+/// leave them ignored.
+fn reset_library_signals() {
+    /// `struct sigaction` of the kernel, at least as large as on any processor.
+    const DEFAULT: [u64; 4] = [0; 4];
+    const SIGNAL_SET_BYTES: usize = 8;
+    for signal in [32, 33] {
+        // SAFETY: zeros are the default action without flags, restorer or mask; the kernel reads no
+        // more than they are, and writes nothing.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT.as_ptr(),
+                std::ptr::null::<u64>(),
+                SIGNAL_SET_BYTES,
+            )
+        };
+    }
 }
 
 /// Closes every descriptor but 0, 1, 2 and `keep`.
