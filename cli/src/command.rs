@@ -10,6 +10,7 @@ mod prune;
 mod pull;
 mod push;
 mod rmi;
+mod run;
 mod tag;
 
 use std::io::{self, Write};
@@ -67,6 +68,8 @@ enum Command {
     Tag(tag::Options),
     /// Remove names of images from the store
     Rmi(rmi::Options),
+    /// Run a command in an image
+    Run(Box<run::Options>),
     /// Say what this machine lacks for builds, and what would give it
     Doctor(doctor::Options),
     /// Remove what no image and no recent build needs
@@ -103,6 +106,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         Command::History(options) => history::run(&options, &settings),
         Command::Tag(options) => tag::run(&options, &settings),
         Command::Rmi(options) => rmi::run(&options, &settings),
+        Command::Run(options) => run::run(&options, &settings),
         Command::Doctor(options) => doctor::run(&options, &settings),
         Command::Prune(options) => prune::run(&options, &settings),
     }

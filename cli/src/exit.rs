@@ -15,6 +15,8 @@ pub(crate) enum Exit {
     Environment,
     /// A bug in Kiln.
     Internal,
+    /// What the command of `kiln run` ended with.
+    Command(u8),
     /// Stopped by Ctrl-C or SIGTERM (128 + SIGINT, as shells count).
     Interrupted,
 }
@@ -28,6 +30,7 @@ impl Exit {
             Self::Usage => 2,
             Self::Environment => 3,
             Self::Internal => 70,
+            Self::Command(code) => code,
             Self::Interrupted => 130,
         }
     }

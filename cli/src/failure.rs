@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Environment,
     /// Ctrl-C.
     Interrupted,
+    /// A command of `kiln run` that says itself what is wrong; its exit code.
+    Command(u8),
 }
 
 /// An error on its way to the terminal.
@@ -54,6 +56,11 @@ impl Failure {
     /// The input is at fault, and what is wrong with it was told already.
     pub(crate) fn told() -> Self {
         Self::new(Kind::Input, "")
+    }
+
+    /// A command of `kiln run` ended with this code, after it said what it had to.
+    pub(crate) fn of_command(code: u8) -> Self {
+        Self::new(Kind::Command(code), "")
     }
 
     /// Whether there is nothing left to tell.
@@ -97,6 +104,7 @@ impl Failure {
             Kind::Usage => Exit::Usage,
             Kind::Environment => Exit::Environment,
             Kind::Interrupted => Exit::Interrupted,
+            Kind::Command(code) => Exit::Command(code),
         }
     }
 }

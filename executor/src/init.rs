@@ -26,7 +26,8 @@ use crate::ids::Namespace;
 use crate::place::Place;
 use crate::rootfs::{self, Sys, System, Upper, context};
 use crate::seccomp::Filter;
-use crate::spec::{Limit, RunSpec, Stack};
+use crate::spec::{Limit, RunSpec, Stack, Streams};
+use crate::stdio::Ends;
 use crate::sys::process::{self, Side};
 use crate::user::{self, User};
 use crate::{capability, etc, init_program, insecure, mounts, net};
@@ -37,12 +38,8 @@ const NOFILE_HARD: u64 = 524_288;
 
 /// What the forked processes need besides the specification.
 pub(crate) struct Handles<'a> {
-    /// /dev/null.
-    pub(crate) stdin: OwnedFd,
-    /// The command's standard output.
-    pub(crate) stdout: OwnedFd,
-    /// The command's standard error.
-    pub(crate) stderr: OwnedFd,
+    /// The command's streams.
+    pub(crate) ends: Ends,
     /// One line that says how it ended.
     pub(crate) report: OwnedFd,
     /// The system call filter.
@@ -165,9 +162,9 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<(Side, Hos
     }
     nix::unistd::setsid()?;
     umask(Mode::from_bits_truncate(0o022));
-    nix::unistd::dup2_stdin(&handles.stdin)?;
-    nix::unistd::dup2_stdout(&handles.stdout)?;
-    nix::unistd::dup2_stderr(&handles.stderr)?;
+    nix::unistd::dup2_stdin(&handles.ends.stdin)?;
+    nix::unistd::dup2_stdout(&handles.ends.stdout)?;
+    nix::unistd::dup2_stderr(&handles.ends.stderr)?;
     let namespace = handles.namespace.map(|namespace| namespace.fd.as_raw_fd());
     let network = handles.network.namespace().map(AsRawFd::as_raw_fd);
     let keep: Vec<_> = [handles.report.as_raw_fd(), handles.program.as_raw_fd()]
@@ -497,6 +494,9 @@ fn become_command(
 
 fn give_up(spec: &RunSpec, handles: &Handles<'_>, user: &User) -> io::Result<()> {
     nix::unistd::setsid()?;
+    if spec.streams == Streams::Terminal {
+        rustix::process::ioctl_tiocsctty(io::stdin())?;
+    }
     set_usual_limits()?;
     for limit in &spec.limits {
         set_limit(limit)?;

@@ -28,4 +28,5 @@ pub mod seccomp;
 pub mod spec;
 mod stdio;
 mod sys;
+mod terminal;
 pub mod user;

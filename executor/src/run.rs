@@ -18,9 +18,10 @@ use crate::init::{self, Handles, Joined, Report};
 use crate::init_program;
 use crate::net;
 use crate::seccomp::Filter;
-use crate::spec::{Network, RunSpec, SystemCalls};
-use crate::stdio::{self, Pipes};
+use crate::spec::{Network, RunSpec, Streams, SystemCalls};
+use crate::stdio;
 use crate::sys::process::{self, Side};
+use crate::terminal::Typing;
 
 pub use crate::stdio::{LogSink, Stream};
 
@@ -72,18 +73,10 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         return Err(RunError::Cancelled);
     }
     let group = group(spec)?;
-    let null = rustix::fs::open(
-        "/dev/null",
-        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    );
-    let (out, stdout) = pipe()?;
-    let (err, stderr) = pipe()?;
+    let (ends, pipes) = stdio::open(spec.streams)?;
     let (answer, report) = pipe()?;
     let handles = Handles {
-        stdin: null.map_err(io::Error::from)?,
-        stdout,
-        stderr,
+        ends,
         report,
         filter: filter(spec)?,
         own_filter: if spec.insecure { None } else { Some(Filter::standard(false)?) },
@@ -99,7 +92,9 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
     };
     // The pipes' ends and the filters are the step's; the groups go when it has ended.
     let (group, _network) = handles.release();
-    let drained = stdio::drain(&Pipes { out, err }, log, cancel, spec.grace, |signal| {
+    let terminal = spec.streams == Streams::Terminal;
+    let typing = terminal.then(|| Typing::begin(&pipes.out)).transpose()?;
+    let drained = stdio::drain(&pipes, log, cancel, spec.grace, |signal| {
         // It is not reaped yet, so the number is still its own; it may have ended already.
         let _ended = kill(child, signal);
     });
@@ -107,6 +102,7 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         let _ended = kill(child, Signal::SIGKILL);
     }
     reap(child);
+    drop(typing);
     drained?;
     let answer = read_all(&answer)?;
     if cancel.is_cancelled() {

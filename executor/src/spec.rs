@@ -106,6 +106,17 @@ impl Resources {
     }
 }
 
+/// Where the standard streams of a step lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams {
+    /// Output to the log, no input: every step of a build.
+    Logged,
+    /// Output to the log, input from that of this process.
+    Input,
+    /// A terminal of its own, carried to that of this process; its output goes to the log.
+    Terminal,
+}
+
 /// What a step may ask of the kernel.
 #[derive(Clone, Debug)]
 pub enum SystemCalls {
@@ -133,6 +144,8 @@ pub struct RunSpec {
     pub store: PathBuf,
     /// An empty directory for the step's own use (mount points, throw-away layers).
     pub scratch: PathBuf,
+    /// Standard input and output.
+    pub streams: Streams,
     /// Program and arguments.
     pub args: Vec<String>,
     /// Environment, complete but for HOME.

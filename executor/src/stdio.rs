@@ -7,7 +7,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+
 use crate::cancel::Cancel;
+use crate::spec::Streams;
+use crate::terminal::{self, Terminal};
 
 /// Which stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +29,35 @@ pub trait LogSink: Sync {
     fn write(&self, stream: Stream, data: &[u8]);
 }
 
-/// The reading ends of a step's pipes.
+/// The builder's ends of a step's streams.
 pub(crate) struct Pipes {
     pub(crate) out: OwnedFd,
-    pub(crate) err: OwnedFd,
+    /// None where both streams are one terminal.
+    pub(crate) err: Option<OwnedFd>,
+}
+
+/// The step's ends.
+pub(crate) struct Ends {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+/// Makes the streams of a step.
+pub(crate) fn open(streams: Streams) -> io::Result<(Ends, Pipes)> {
+    if streams == Streams::Terminal {
+        let Terminal { master, slave } = terminal::open()?;
+        let (stdin, stdout) = (slave.try_clone()?, slave.try_clone()?);
+        return Ok((Ends { stdin, stdout, stderr: slave }, Pipes { out: master, err: None }));
+    }
+    let stdin = if streams == Streams::Input {
+        io::stdin().as_fd().try_clone_to_owned()?
+    } else {
+        rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?
+    };
+    let (out, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (err, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((Ends { stdin, stdout, stderr }, Pipes { out, err: Some(err) }))
 }
 
 /// Hands everything to `log` until both streams end. When somebody asks to stop, `send` is called with
@@ -40,7 +70,8 @@ pub(crate) fn drain(
     grace: Duration,
     mut send: impl FnMut(Signal),
 ) -> io::Result<()> {
-    let mut open = [Some((&pipes.out, Stream::Out)), Some((&pipes.err, Stream::Err))];
+    let err = pipes.err.as_ref().map(|err| (err, Stream::Err));
+    let mut open = [Some((&pipes.out, Stream::Out)), err];
     let mut buffer = vec![0; 64 << 10];
     let mut stopping = Stopping::No;
     while open.iter().any(Option::is_some) {
@@ -63,7 +94,8 @@ pub(crate) fn drain(
                 continue;
             }
             match rustix::io::read(fd.as_fd(), &mut buffer) {
-                Ok(0) => *slot = None,
+                // EIO: nobody has the other end of the terminal any more (tty_ioctl(4)).
+                Ok(0) | Err(rustix::io::Errno::IO) => *slot = None,
                 Ok(length) => log.write(stream, &buffer[..length]),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use kiln_cache::{CacheMount, CacheMountRequest, LayerDraft, Root, Sharing, Store};
 use kiln_executor::cancel::Cancel;
 use kiln_executor::run::{self as executor, Exit, LogSink, RunError};
-use kiln_executor::spec::{self, Limit, MountSource, MountSpec, Resources, RunSpec, Stack};
+use kiln_executor::spec::{
+    self, Limit, MountSource, MountSpec, Resources, RunSpec, Stack, Streams,
+};
 use kiln_parser::graph::{self, Input, Mount, RunOp};
 use kiln_parser::mount;
 use kiln_solver::ports::{Kind, Log, StepError, StepRequest, Stream};
@@ -75,6 +77,7 @@ pub(crate) fn run(
         work: draft.work_path().to_owned(),
         store: context.store.path().to_owned(),
         scratch,
+        streams: Streams::Logged,
         args: op.args.clone(),
         env,
         cwd: PathBuf::from(&op.cwd),

@@ -20,5 +20,6 @@ mod processes;
 mod registry;
 mod remote;
 mod rootless;
+mod run;
 mod sandbox;
 mod sentinel;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kiln_executor::cancel::Cancel;
 use kiln_executor::run::{Exit, LogSink, RunError, Stream, run};
 use kiln_executor::spec::{
-    MountSource, MountSpec, Network, Resources, RunSpec, Stack, SystemCalls,
+    MountSource, MountSpec, Network, Resources, RunSpec, Stack, Streams, SystemCalls,
 };
 
 #[derive(Default)]
@@ -57,6 +57,7 @@ impl Sandbox {
             work: made("work"),
             store: dir.path().to_owned(),
             scratch: made("scratch"),
+            streams: Streams::Logged,
             args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
             env: vec![("PATH".into(), "/bin".into())],
             cwd: "/".into(),
