@@ -9,6 +9,7 @@ pub(crate) mod export;
 mod foreign;
 pub(crate) mod images;
 pub(crate) mod ports;
+mod pressure;
 pub(crate) mod registry;
 pub(crate) mod remote;
 pub(crate) mod run;

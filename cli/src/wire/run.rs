@@ -18,6 +18,7 @@ use kiln_solver::snapshot::Snapshot;
 use super::agent::{self, Forwarding};
 use super::devices::Devices;
 use super::foreign;
+use super::pressure;
 use super::sandbox::Sandbox;
 use crate::build::agents::Agents;
 use crate::build::secrets::Secrets;
@@ -103,6 +104,7 @@ pub(crate) fn run(
         cgroup_parent: op.cgroup_parent.as_deref().map(str::to_owned),
     };
     context.sandbox.check_network(spec.network, log)?;
+    let _started = pressure::wait(context.cancel);
     let exit = executor::run(&spec, &Forward(log), context.cancel);
     outcome(exit, op, &spec.resources)
         .map_err(|error| foreign::explain(error, step.node.platform.as_ref()))
