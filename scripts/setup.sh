@@ -23,6 +23,10 @@ test_user() {
     id kiln-test >/dev/null 2>&1 || "${root[@]}" useradd --create-home kiln-test
     grep -q '^kiln-test:' /etc/subuid || "${root[@]}" usermod --add-subuids 700000-765535 kiln-test
     grep -q '^kiln-test:' /etc/subgid || "${root[@]}" usermod --add-subgids 700000-765535 kiln-test
+    if [ ! -e /dev/net/tun ]; then
+        "${root[@]}" mkdir -p /dev/net
+        "${root[@]}" mknod /dev/net/tun c 10 200 || true
+    fi
     [ ! -c /dev/net/tun ] || "${root[@]}" chmod 0666 /dev/net/tun
 }
 

@@ -71,6 +71,15 @@ impl World {
         said(&self.command().args(args).output().expect("kiln starts"))
     }
 
+    /// What `kiln doctor` says that this machine lacks of one thing that steps need.
+    pub(crate) fn lacks(&self, name: &str) -> Option<String> {
+        let told = self.kiln(&["doctor", "--json"]).ok().out;
+        let document: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        let findings = document["findings"].as_array().expect("a list").clone();
+        let found = findings.iter().find(|found| found["name"] == name);
+        found.expect("looked at")["lack"].as_str().map(str::to_owned)
+    }
+
     /// `kiln build --progress plain ARGS… ctx`.
     pub(crate) fn build(&self, args: &[&str]) -> Said {
         let mut all = vec!["build", "--progress", "plain"];
