@@ -34,7 +34,7 @@ PYTHON
 run_kiln="$kiln build --progress quiet"
 run_buildah="${buildah[*]} build -q --isolation chroot --layers"
 echo "== 30 RUN steps that do nothing, cold"
-hyperfine --runs 3 --prepare "$kiln prune --all >/dev/null" "$run_kiln --no-cache $work/steps" \
+hyperfine --runs 3 --warmup 1 "$run_kiln --no-cache $work/steps" \
     "$run_buildah --no-cache -f $work/steps/Buildahfile $work/steps"
 echo "== the same, all cached"
 $run_kiln "$work/steps"
