@@ -6,7 +6,7 @@
 //! another. Nothing of a step stays in them: its processes are gone, and it could not change them.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -122,15 +122,14 @@ impl Drop for Lease {
 impl Network {
     fn make(store: &Path) -> io::Result<Self> {
         let owner = ids::namespace(store)?;
-        let (made, tells) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (answer, tells) = pipe_with(PipeFlags::CLOEXEC)?;
         let (waits, alive) = pipe_with(PipeFlags::CLOEXEC)?;
         let keeper = match process::fork()? {
-            Side::Child => keep(&owner.fd, &tells, &waits),
+            Side::Child => keep(&owner.fd, tells, &waits),
             Side::Parent(child) => child,
         };
         drop((tells, waits));
-        let namespace = connected(&made, &alive);
-        match namespace {
+        match namespace_of(&answer) {
             Ok(namespace) => Ok(Self { namespace, alive: Some(alive), keeper }),
             Err(error) => {
                 drop(alive);
@@ -148,58 +147,76 @@ impl Drop for Network {
     }
 }
 
-/// Starts pasta for the namespace of the process that `made` names, and tells the keeper its number.
-fn connected(made: &OwnedFd, alive: &OwnedFd) -> io::Result<OwnedFd> {
-    let mut told = [0; 4];
-    if rustix::io::read(made, &mut told)? != told.len() {
-        return Err(io::Error::other("the process that keeps a network ended"));
+/// What the keeper says, as a namespace: the number of a process in it, or why there is none.
+fn namespace_of(answer: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut text = Vec::new();
+    fs::File::from(answer.try_clone()?).read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    match text.parse::<u32>() {
+        Ok(holder) => Ok(fs::File::open(format!("/proc/{holder}/ns/net"))?.into()),
+        Err(_) if text.is_empty() => {
+            Err(io::Error::other("the process that keeps a network ended"))
+        }
+        Err(_) => Err(io::Error::other(text)),
     }
-    let told = i32::from_ne_bytes(told);
-    if told < 0 {
-        return Err(io::Error::from_raw_os_error(-told));
-    }
-    let path = format!("/proc/{told}/ns/net");
-    let namespace = fs::File::open(&path)?;
-    let pasta = connect(&path)?;
-    rustix::io::write(alive, &pasta.to_ne_bytes())?;
-    Ok(namespace.into())
 }
 
 fn reap(child: Pid) {
     while waitpid(child, None) == Err(nix::errno::Errno::EINTR) {}
 }
 
-/// In a child of the builder, with its rights: starts the holder, tells its number (or, below zero, what
-/// went wrong), learns that of pasta, and kills it when the builder is gone.
-fn keep(owner: &OwnedFd, tells: &OwnedFd, waits: &OwnedFd) -> ! {
-    let status = match start_holder(owner, tells, waits) {
-        Ok(()) => wait_for_the_end(waits),
-        Err(error) => {
-            let code = -error.raw_os_error().unwrap_or(libc::EIO);
-            // The builder may be gone; then nobody needs to know.
-            let _told = rustix::io::write(tells, &code.to_ne_bytes());
-            1
-        }
+/// In a child of the builder, with its rights: starts a holder of the namespace and pasta, says so, and
+/// kills pasta when the builder is gone, however soon that is.
+fn keep(owner: &OwnedFd, tells: OwnedFd, waits: &OwnedFd) -> ! {
+    let started = start(owner, &tells, waits);
+    let told = match &started {
+        Ok((holder, _)) => holder.to_string(),
+        Err(error) => error.to_string(),
     };
-    process::exit(status)
+    // The builder may be gone; then nobody needs to know, and pasta has to go all the same.
+    let mut pipe = SigSet::empty();
+    pipe.add(Signal::SIGPIPE);
+    let _blocked = pipe.thread_block();
+    let _told = rustix::io::write(&tells, told.as_bytes());
+    drop(tells);
+    let Ok((_, pasta)) = started else { process::exit(1) };
+    // Nothing ever comes: this ends when the builder does.
+    let _end = rustix::io::read(waits, &mut [0]);
+    let _gone = rustix::process::pidfd_send_signal(pasta, rustix::process::Signal::KILL);
+    process::exit(0)
 }
 
-fn start_holder(owner: &OwnedFd, tells: &OwnedFd, waits: &OwnedFd) -> io::Result<()> {
+/// The holder's number, and pasta.
+fn start(owner: &OwnedFd, tells: &OwnedFd, waits: &OwnedFd) -> io::Result<(Pid, OwnedFd)> {
     process::close_others(&[owner.as_raw_fd(), tells.as_raw_fd(), waits.as_raw_fd()])?;
     process::reset_signals()?;
     nix::unistd::setsid()?;
     let keeper = nix::unistd::getpid();
-    if let Side::Child = process::fork()? {
-        let held = hold(owner, tells, keeper);
-        let code = held.err().map_or(libc::EIO, |error| error.raw_os_error().unwrap_or(libc::EIO));
-        let _told = rustix::io::write(tells, &(-code).to_ne_bytes());
-        process::exit(1)
+    let (made, done) = pipe_with(PipeFlags::CLOEXEC)?;
+    let holder = match process::fork()? {
+        Side::Child => {
+            let held = hold(owner, &done, keeper);
+            process::exit(held.err().and_then(|error| error.raw_os_error()).unwrap_or(1))
+        }
+        Side::Parent(child) => child,
+    };
+    drop(done);
+    if rustix::io::read(&made, &mut [0])? == 0 {
+        let code = match waitpid(holder, None) {
+            Ok(nix::sys::wait::WaitStatus::Exited(_, code)) => code,
+            _ => libc::EIO,
+        };
+        return Err(io::Error::from_raw_os_error(code));
     }
-    Ok(())
+    let number = connect(&format!("/proc/{holder}/ns/net"))?;
+    let pid = rustix::process::Pid::from_raw(number).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((holder, rustix::process::pidfd_open(pid, PidfdFlags::empty())?))
 }
 
 /// In a child of the keeper: makes the namespace, says so, and stays until the keeper is gone.
-fn hold(owner: &OwnedFd, tells: &OwnedFd, keeper: Pid) -> io::Result<()> {
+fn hold(owner: &OwnedFd, done: &OwnedFd, keeper: Pid) -> io::Result<()> {
+    // The keeper's pipes end with the keeper.
+    process::close_others(&[owner.as_raw_fd(), done.as_raw_fd()])?;
     nix::sched::setns(owner, CloneFlags::CLONE_NEWUSER)?;
     unshare(CloneFlags::CLONE_NEWNET)?;
     crate::sys::network::interface_up("lo")?;
@@ -207,24 +224,10 @@ fn hold(owner: &OwnedFd, tells: &OwnedFd, keeper: Pid) -> io::Result<()> {
     if nix::unistd::getppid() != keeper {
         process::exit(0);
     }
-    let number = nix::unistd::getpid().as_raw();
-    rustix::io::write(tells, &number.to_ne_bytes())?;
+    rustix::io::write(done, b"1")?;
     loop {
         nix::unistd::pause();
     }
-}
-
-fn wait_for_the_end(waits: &OwnedFd) -> i32 {
-    let mut told = [0; 4];
-    let Ok(4) = rustix::io::read(waits, &mut told) else { return 0 };
-    let pasta = rustix::process::Pid::from_raw(i32::from_ne_bytes(told));
-    let pasta = pasta.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-    // Nothing comes any more: this ends when the builder does.
-    let _end = rustix::io::read(waits, &mut told);
-    if let Some(pasta) = pasta {
-        let _gone = rustix::process::pidfd_send_signal(pasta, rustix::process::Signal::KILL);
-    }
-    0
 }
 
 /// Starts pasta, which goes to the background when the network is up; gives the number of its process.
