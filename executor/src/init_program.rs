@@ -41,7 +41,8 @@ fn make() -> io::Result<OwnedFd> {
         &file,
         SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
     )?;
-    Ok(file)
+    // The report takes its number in the step's process; the program must not be what it replaces.
+    Ok(rustix::io::fcntl_dupfd_cloexec(&file, REPORT + 1)?)
 }
 
 /// Becomes the program, which waits for `command`. Returns only on failure.
@@ -69,11 +70,12 @@ mod tests {
     use std::io::Read;
     use std::os::fd::AsRawFd;
 
-    use super::{PROGRAM, file};
+    use super::{PROGRAM, REPORT, file};
 
     #[test]
     fn the_program_is_sealed() {
         let file = file().expect("made");
+        assert!(file.as_raw_fd() > REPORT, "the report may take its number");
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let mut found = Vec::new();
         std::fs::File::open(&path).expect("open").read_to_end(&mut found).expect("read");
