@@ -6,6 +6,7 @@
 //! disturbs nobody: [`Db::checkpoint`].
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use crate::store::StoreError;
 
 /// The format that this program writes (`PRAGMA user_version`).
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 /// Another process may hold the write lock for as long as a garbage collection's transaction.
 const BUSY: Duration = Duration::from_secs(60);
 /// A log longer than this is written back.
@@ -24,6 +25,7 @@ const CHECKPOINT_BYTES: u64 = 1024 * 1024;
 pub(crate) struct Db {
     connection: Mutex<Connection>,
     path: PathBuf,
+    wrote: AtomicBool,
 }
 
 impl std::fmt::Debug for Db {
@@ -65,7 +67,8 @@ impl Db {
         }
         let settings = "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0;";
         connection.execute_batch(settings).map_err(&open)?;
-        let db = Self { connection: Mutex::new(connection), path: path.to_owned() };
+        let connection = Mutex::new(connection);
+        let db = Self { connection, path: path.to_owned(), wrote: AtomicBool::new(false) };
         let found = db.format()?;
         if found > FORMAT {
             return Err(StoreError::NewerFormat { path: store.to_owned(), found, known: FORMAT });
@@ -86,9 +89,11 @@ impl Db {
     fn migrate(&self) -> Result<(), StoreError> {
         self.write("make the tables", |transaction| {
             let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-            // Format 2 will add its step here: `if found < 2 { … }`.
             if found < 1 {
                 transaction.execute_batch(include_str!("schema.sql"))?;
+            }
+            if found < 2 {
+                transaction.execute_batch(include_str!("schema_2.sql"))?;
             }
             transaction.pragma_update(None, "user_version", FORMAT)
         })
@@ -123,7 +128,13 @@ impl Db {
         operation: &'static str,
         run: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
+        self.wrote.store(true, Ordering::Relaxed);
         self.transact(operation, TransactionBehavior::Immediate, run)
+    }
+
+    /// Whether this process has written.
+    pub(crate) fn wrote(&self) -> bool {
+        self.wrote.load(Ordering::Relaxed)
     }
 
     fn transact<T>(
@@ -141,7 +152,8 @@ impl Db {
     }
 
     /// Writes the log back into the database when it has grown long. Syncs: not for the path of a build step.
-    pub(crate) fn checkpoint(&self) {
+    /// Says whether it had.
+    pub(crate) fn checkpoint(&self) -> bool {
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
         let long = std::fs::metadata(log).is_ok_and(|log| log.len() > CHECKPOINT_BYTES);
@@ -149,5 +161,6 @@ impl Db {
             // Another process may be reading: whoever comes next does it.
             let _ = self.lock().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         }
+        long
     }
 }

@@ -8,7 +8,8 @@
 //!   trees/<id>               the Merkle tree of each of them
 //!   contexts/<hash>          stat caches: digests of a context directory's files
 //!   mounts/<hash>/           RUN cache mounts
-//!   kiln.db                  SQLite (WAL): records, keys, leases, last use, sizes
+//!   logs/<build>/<step>      what steps wrote
+//!   kiln.db                  SQLite (WAL): records, keys, builds, leases, last use, sizes
 //!   locks/  tmp/<process>/   advisory locks; everything that is still being made
 //! ```
 //!
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod blob;
+mod builds;
 mod context;
 mod db;
 mod digest;
@@ -44,6 +46,7 @@ mod tree_format;
 mod view;
 
 pub use blob::{BlobInfo, BlobWriter};
+pub use builds::{BuildId, BuildRow};
 pub use context::{Context, ScanFilter, Verdict};
 pub use digest::{
     Algorithm, ContentDigest, DiffId, Digest, DigestHasher, HashingReader, Key, LayerId, Mismatch,
