@@ -146,6 +146,20 @@ impl Store {
         Ok(self.lookup_many(&[*key])?.remove(key))
     }
 
+    /// What answered under one key the last time, whether its layers are there or not: for explaining.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn remembered(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+        self.db().read("look up a record", |connection| {
+            let query = format!(
+                "SELECT {COLUMNS} FROM keys k JOIN records r ON r.id = k.record WHERE k.key = ?1"
+            );
+            let mut statement = connection.prepare_cached(&query)?;
+            statement.query_row([key.as_bytes()], from_row).optional().map(Option::flatten)
+        })
+    }
+
     /// Answers under the definition and the content key from now on, in place of older records; one that no key
     /// leads to any more goes.
     ///

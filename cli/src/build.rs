@@ -8,6 +8,7 @@ pub(crate) mod inputs;
 mod key_agent;
 mod lowering;
 pub(crate) mod options;
+mod recorded;
 mod refused;
 mod report;
 pub(crate) mod secrets;
@@ -18,13 +19,11 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kiln_cache::Store;
 use kiln_executor::cancel::Cancel;
 use kiln_parser::graph::{Mount, Op};
 use kiln_parser::lower::{Allowed, LowerOptions, Lowered};
-use kiln_solver::outcome::SolveError;
 
 use crate::annotation::{self, Annotation};
 use crate::failure::{Failure, chain};
@@ -33,7 +32,7 @@ use crate::output::{Destination, Output, OutputKind};
 use crate::settings::{Settings, caller_variable};
 use crate::wire::copy::Sources;
 use crate::wire::devices::Devices;
-use crate::wire::export::{Built, Made, full_name};
+use crate::wire::export::full_name;
 use crate::wire::images::Images;
 use crate::wire::remote::Remotes;
 use crate::wire::sandbox::Sandbox;
@@ -89,21 +88,17 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     }
     let lowered = lowering::lower(&inputs, &lower_options, &images, warn)?;
     forget_cache_mounts(&store, &lowered)?;
-    let sources = Sources::new(&store, inputs.folders()?, &remotes);
-    let targets = lowering::target_nodes(&lowered);
-    let (solved, logs) = engine.solve(&lowered.graph, &targets, &sources)?;
-    let outcome = solved.map_err(|error| solve_failure(&error, &inputs, &lowered, &logs))?;
-    let built = Built {
-        store: &store,
-        images: &images,
-        targets: &lowered.targets,
-        outcome: &outcome,
-        multi_platform: asks_for_index(&lower_options),
+    let work = recorded::Work {
+        inputs: &inputs,
+        lowered: &lowered,
+        sources: &Sources::new(&store, inputs.folders()?, &remotes),
+        outputs: &outputs,
+        names: &names,
         annotations: &annotations,
-        now: now(),
+        multi_platform: asks_for_index(&lower_options),
         settings,
     };
-    let made = write_outputs(&built, &outputs, &names)?;
+    let made = recorded::build(&engine, &work)?;
     report::write(options, &names, made.as_ref())
 }
 
@@ -144,12 +139,6 @@ fn forget_cache_mounts(store: &Store, lowered: &Lowered) -> Result<(), Failure> 
         return Ok(());
     }
     store.clear_cache_mounts(&ids).map_err(|e| Failure::environment(chain(&e)))
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// What was asked for: `--output` and `--push`, else the names in the store, else only the cache.
@@ -204,39 +193,8 @@ fn names(options: &BuildOptions) -> Result<Vec<String>, Failure> {
     options.result.tag.iter().map(|name| full_name(name)).collect()
 }
 
-fn write_outputs(
-    built: &Built<'_>,
-    outputs: &[Output],
-    names: &[String],
-) -> Result<Option<Made>, Failure> {
-    let mut made = None;
-    for output in outputs {
-        let mut all = names.to_vec();
-        for name in &output.names {
-            all.push(full_name(name)?);
-        }
-        made = built.write(output, &all)?.or(made);
-    }
-    Ok(made)
-}
-
 fn interrupt_flag(cancel: &Cancel) -> Result<Arc<AtomicBool>, Failure> {
     let cancel = cancel.clone();
     crate::signal::on_interrupt(move || cancel.cancel())
         .map_err(|e| Failure::io("install", "the signal handler", &e))
-}
-
-fn solve_failure(
-    error: &SolveError,
-    inputs: &Inputs,
-    lowered: &Lowered,
-    logs: &tasks::Logs,
-) -> Failure {
-    match error {
-        SolveError::Step { id, error } => {
-            report::step_failure(inputs, lowered.graph.node(*id), error, logs.tail(*id))
-        }
-        SolveError::Interrupted => Failure::interrupted(),
-        SolveError::Store(error) => Failure::environment(chain(error)),
-    }
 }

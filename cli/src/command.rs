@@ -1,11 +1,14 @@
 //! The table of commands.
 
+mod builds;
 mod doctor;
+mod explain;
 mod history;
 mod images;
 mod import;
 mod inspect;
 mod lint;
+mod logs;
 mod prune;
 mod pull;
 mod push;
@@ -72,6 +75,12 @@ enum Command {
     Run(Box<run::Options>),
     /// Say what this machine lacks for builds, and what would give it
     Doctor(doctor::Options),
+    /// List the builds of this store, or the steps of one
+    Builds(builds::Options),
+    /// Show what the steps of a build wrote
+    Logs(logs::Options),
+    /// Say why steps of a build were not cached
+    Explain(explain::Options),
     /// Remove what no image and no recent build needs
     Prune(prune::Options),
 }
@@ -108,6 +117,9 @@ pub(crate) fn run() -> Result<(), Failure> {
         Command::Rmi(options) => rmi::run(&options, &settings),
         Command::Run(options) => run::run(&options, &settings),
         Command::Doctor(options) => doctor::run(&options, &settings),
+        Command::Builds(options) => builds::run(&options, &settings),
+        Command::Logs(options) => logs::run(&options, &settings),
+        Command::Explain(options) => explain::run(&options, &settings),
         Command::Prune(options) => prune::run(&options, &settings),
     }
 }
@@ -174,6 +186,22 @@ fn size(bytes: u64) -> String {
     format!("{value:.1}TB")
 }
 
+/// `3 minutes ago`; of a time in seconds since 1970.
+fn ago(time: i64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok()).unwrap_or(time);
+    span(now.saturating_sub(time))
+}
+
+/// An age in seconds, in the largest unit of which there is at least one.
+fn span(seconds: i64) -> String {
+    let units = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")];
+    let unit = units.into_iter().find(|(length, _)| seconds >= *length);
+    let Some((length, name)) = unit else { return "just now".to_owned() };
+    let count = seconds / length;
+    format!("{count} {name}{} ago", if count == 1 { "" } else { "s" })
+}
+
 /// Which of the store's images a name means, or a sentence that says there is none.
 fn stored(
     store: &kiln_cache::Store,
@@ -198,7 +226,7 @@ fn familiar(full: &str) -> String {
 mod tests {
     use clap::CommandFactory;
 
-    use super::{CommandLine, size, table};
+    use super::{CommandLine, size, span, table};
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -210,6 +238,13 @@ mod tests {
         let rows =
             vec![vec!["a".to_owned(), "b".to_owned()], vec!["long".to_owned(), "c".to_owned()]];
         assert_eq!(table(&rows), "a      b\nlong   c\n");
+    }
+
+    #[test]
+    fn ages_are_round() {
+        let shown = [0, 1, 119, 7_200, 260_000].map(span);
+        let expect = ["just now", "1 second ago", "1 minute ago", "2 hours ago", "3 days ago"];
+        assert_eq!(shown, expect);
     }
 
     #[test]

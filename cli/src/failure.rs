@@ -73,6 +73,11 @@ impl Failure {
         Self::new(Kind::Interrupted, "interrupted")
     }
 
+    /// Whether the user stopped the program.
+    pub(crate) fn is_interruption(&self) -> bool {
+        self.kind == Kind::Interrupted
+    }
+
     /// An I/O error with what was tried on which thing.
     pub(crate) fn io(operation: &str, thing: impl Display, source: &io::Error) -> Self {
         Self::environment(format_args!("cannot {operation} `{thing}`: {}", plain_io(source)))

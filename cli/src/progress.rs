@@ -9,6 +9,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use crate::build::options::ProgressMode;
+use crate::history::Why;
 
 /// One thing that is worth a line of its own: a step of the Dockerfile, a pull, an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub(crate) trait View: Send {
     fn started(&mut self, task: &Task);
     /// A task's command wrote something; `data` may hold partial lines.
     fn log(&mut self, task: &Task, stream: Stream, data: &[u8]);
+    /// Why a task that was started was not cached; `full` where all of it was asked for.
+    fn missed(&mut self, task: &Task, why: &Why, full: bool);
     /// A task says how far it is, in one short line.
     fn status(&mut self, task: &Task, text: &str);
     /// A task is over. A cached task was never started.
@@ -89,6 +92,7 @@ struct Nothing;
 impl View for Nothing {
     fn started(&mut self, _: &Task) {}
     fn log(&mut self, _: &Task, _: Stream, _: &[u8]) {}
+    fn missed(&mut self, _: &Task, _: &Why, _: bool) {}
     fn status(&mut self, _: &Task, _: &str) {}
     fn ended(&mut self, _: &Task, _: &End) {}
     fn finish(&mut self) {}

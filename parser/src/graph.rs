@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use petgraph::graph::{DiGraph, NodeIndex};
+use serde::{Deserialize, Serialize};
 
 use crate::git::GitRef;
 use crate::mount::Sharing;
@@ -12,11 +13,11 @@ use crate::platform::Platform;
 use crate::source::Span;
 
 /// Names a node of one graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeId(pub u32);
 
 /// The file system that an operation starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Input {
     /// The empty one.
     Scratch,
@@ -113,7 +114,9 @@ pub struct HttpOp {
 }
 
 /// The network of a step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub enum Network {
     /// Outgoing connections.
     #[default]
@@ -125,7 +128,7 @@ pub enum Network {
 }
 
 /// A resource limit, `setrlimit(2)`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ulimit {
     /// `nofile` and the like.
     pub name: String,
@@ -136,7 +139,7 @@ pub struct Ulimit {
 }
 
 /// RUN.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RunOp {
     /// The root file system.
     pub base: Input,
@@ -145,6 +148,7 @@ pub struct RunOp {
     /// Environment, in order.
     pub env: Arc<Vec<(String, String)>>,
     /// Proxy variables: in the environment, in no key.
+    #[serde(skip)]
     pub proxy: Arc<Vec<(String, String)>>,
     /// Working directory, absolute.
     pub cwd: String,
@@ -173,7 +177,7 @@ pub struct RunOp {
 }
 
 /// `RUN --mount`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Mount {
     /// Files of a snapshot.
     Bind {
@@ -262,7 +266,7 @@ impl Mount {
 }
 
 /// A file whose content stands in the Dockerfile.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct InlineFile {
     /// Its name.
     pub name: String,

@@ -1,6 +1,8 @@
 //! `RUN --mount=…`: typed mounts. Values may hold variables, so they are read when the stage is
 //! lowered; what can be told before is told by [`check`].
 
+use serde::{Deserialize, Serialize};
+
 use crate::diagnostic::Diagnostic;
 use crate::instruction::Word;
 use crate::suggest;
@@ -22,7 +24,9 @@ pub enum MountKind {
 }
 
 /// How steps share a cache mount.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub enum Sharing {
     /// All at once.
     #[default]

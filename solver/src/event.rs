@@ -1,14 +1,26 @@
 //! What happens while a graph is solved, for views and logs. The set is closed.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use kiln_cache::Key;
 use kiln_parser::graph::NodeId;
 
+use crate::explain::Miss;
 use crate::ports::{StepError, Stream};
 
 /// One happening.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// What solving begins with: the definition keys of everything the targets need.
+    Planned(HashMap<NodeId, Key>),
+    /// A step was not in the store: why. It runs, or, where what it reads has to be compared, has run.
+    Missed {
+        /// The step.
+        id: NodeId,
+        /// Why.
+        miss: Box<Miss>,
+    },
     /// A step begins to run.
     Started(NodeId),
     /// A step waits for another build that runs the same one.

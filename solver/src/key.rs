@@ -44,21 +44,24 @@ impl Parts for blake3::Hasher {
     }
 }
 
-/// Named parts as text, for explaining.
-#[derive(Debug, Default)]
-struct Recorder(Vec<(String, String)>);
+/// What a value that may be private begins with where parts are told: it is a keyed digest.
+pub const KEYED: &str = "keyed:";
 
-impl Parts for Recorder {
+/// Named parts as text, for explaining.
+struct Recorder<'a> {
+    digest_key: &'a [u8; 32],
+    found: Vec<(String, String)>,
+}
+
+impl Parts for Recorder<'_> {
     fn part(&mut self, name: &str, value: &[u8], hidden: bool) {
         let value = if hidden {
-            blake3::derive_key("kiln 2026 hidden key part", value)[..8]
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect()
+            let digest = blake3::keyed_hash(self.digest_key, value).to_hex();
+            format!("{KEYED}{}", &digest[..16])
         } else {
             String::from_utf8_lossy(value).into_owned()
         };
-        self.0.push((name.to_owned(), value));
+        self.found.push((name.to_owned(), value));
     }
 }
 
@@ -98,16 +101,18 @@ pub fn key(node: &Node, inputs: &Inputs<'_>, selected: Option<&ContentDigest>) -
     hasher.finalize().into()
 }
 
-/// The same walk as text: what [`key`] hashed, values that may be private as digests.
+/// The same walk as text: what [`key`] hashed, values that may be private as digests with the store's
+/// `digest_key`.
 #[must_use]
 pub fn parts(
     node: &Node,
     inputs: &Inputs<'_>,
     selected: Option<&ContentDigest>,
+    digest_key: &[u8; 32],
 ) -> Vec<(String, String)> {
-    let mut recorder = Recorder::default();
+    let mut recorder = Recorder { digest_key, found: Vec::new() };
     write(node, inputs, selected, &mut recorder);
-    recorder.0
+    recorder.found
 }
 
 fn write(
@@ -367,7 +372,7 @@ mod tests {
 
     #[test]
     fn parts_hide_values() {
-        let parts = parts(&node(run()), &Inputs::Definition(&HashMap::new()), None);
+        let parts = parts(&node(run()), &Inputs::Definition(&HashMap::new()), None, &[7; 32]);
         assert!(parts.iter().any(|(name, _)| name == "env TOKEN"));
         assert!(!format!("{parts:?}").contains("swordfish"));
         assert!(parts.contains(&("argument".into(), "make".into())));

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod event;
+pub mod explain;
 pub mod key;
 pub mod outcome;
 mod plan;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kiln_cache::{ContentDigest, LayerDraft, LayerId, Tree};
+use kiln_cache::{ContentDigest, Key, LayerDraft, LayerId, Tree};
 use kiln_parser::git::GitRef;
 use kiln_parser::graph::{CopyOp, Node, NodeId};
 
@@ -27,6 +27,9 @@ pub trait Ports: Send + Sync {
     /// # Errors
     /// No such repository or reference; it is not the commit that was asked for.
     fn digest_git(&self, git: &GitRef) -> Result<ContentDigest, StepError>;
+
+    /// Under which definition keys a step was built before, nearest first; for explaining why it runs.
+    fn earlier(&self, id: NodeId) -> Vec<Key>;
 
     /// Brings layers of images into the store; called before something reads them. Those that are
     /// there cost nothing.

@@ -41,6 +41,7 @@ pub fn solve(
     options: &SolveOptions<'_>,
 ) -> Result<Outcome, SolveError> {
     let plan = plan::plan(graph, targets, store, ports)?;
+    step::send(&options.events, Event::Planned(plan.definitions.clone()));
     let mut outcome = Outcome { snapshots: plan.snapshots.clone(), ..Outcome::default() };
     for &id in &plan.reachable {
         if plan::is_step(&graph.node(id).op) && !plan.needed.contains(&id) {

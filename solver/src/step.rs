@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use kiln_cache::{ContentDigest, Key, LayerId, Lease, NewRecord, Record, Store, StoreError};
+use kiln_cache::{ContentDigest, Key, LayerId, Lease, NewRecord, Record, Store, StoreError, Tree};
 use kiln_parser::graph::{CopyFrom, Graph, Input, NodeId, Op};
 
 use crate::event::Event;
+use crate::explain::{self, Miss, Reason};
 use crate::key::{self, Inputs};
 use crate::outcome::Status;
 use crate::plan::reads_only_sources;
@@ -177,12 +178,19 @@ fn run(
         shared.ports.materialise(&snapshot.layers)?;
         shared.lease.hold_layers(&snapshot.layers).map_err(store_error)?;
     }
+    let digest_key = shared.store.digest_key().map_err(store_error)?;
+    let parts = key::parts(node, &Inputs::Content(contents), selected, &digest_key);
+    let why = Explained::of(shared, task, &parts)?;
     send(shared.events, Event::Started(task.id));
+    let untold = why.tell(shared, task.id);
     let started = Instant::now();
     let request = StepRequest { id: task.id, node, base: &base, inputs: &task.inputs };
     let log = EventLog { id: task.id, events: shared.events };
     let output = shared.ports.run(&request, &log)?;
     let duration = started.elapsed();
+    if let Some(why) = untold {
+        why.tell_with_files(shared, task.id, &output.tree)?;
+    }
     let tree_content = output.tree.content();
     let before = shared.store.lookup(&task.definition).map_err(store_error)?;
     let (own, unchanged) = match same_as_before(shared.store, &base, before, &tree_content)? {
@@ -198,11 +206,57 @@ fn run(
         own: Some(own),
         result: snapshot.content,
         description: node.steps.first().map(|step| step.text.clone()).unwrap_or_default(),
-        parts: key::parts(node, &Inputs::Content(contents), selected),
+        parts,
         duration_ms: milliseconds(duration),
     };
     shared.store.save_record(&record).map_err(store_error)?;
     Ok((snapshot, Status::Ran { duration, unchanged }))
+}
+
+/// Why a step runs, and what that was found out from.
+struct Explained {
+    miss: Miss,
+    before: Option<Record>,
+    by_files: bool,
+}
+
+impl Explained {
+    fn of(shared: &Shared<'_>, task: &Task, parts: &[(String, String)]) -> Result<Self, StepError> {
+        let node = shared.graph.node(task.id);
+        let earlier = shared.ports.earlier(task.id);
+        let question =
+            explain::Question { node, parts, earlier: &earlier, definition: task.definition };
+        let (miss, before) = explain::explain(shared.store, &question).map_err(store_error)?;
+        let by_files = matches!(node.op, Op::Copy(_)) && miss.reason == Reason::Differs;
+        Ok(Self { miss, before, by_files })
+    }
+
+    /// Tells it, unless the files that the step will have written say more.
+    fn tell(self, shared: &Shared<'_>, id: NodeId) -> Option<Self> {
+        if self.by_files {
+            return Some(self);
+        }
+        send(shared.events, Event::Missed { id, miss: Box::new(self.miss) });
+        None
+    }
+
+    fn tell_with_files(
+        self,
+        shared: &Shared<'_>,
+        id: NodeId,
+        written: &Tree,
+    ) -> Result<(), StepError> {
+        let mut miss = Box::new(self.miss);
+        if let Some(own) = self.before.and_then(|record| record.own)
+            && shared.store.has_layer(&own).map_err(store_error)?
+        {
+            // An explanation is worth no failure: a tree that cannot be read has nothing to say.
+            let before = shared.store.layer_tree(&own).ok();
+            miss.files = before.map(|before| explain::file_changes(&before, written));
+        }
+        send(shared.events, Event::Missed { id, miss });
+        Ok(())
+    }
 }
 
 fn milliseconds(duration: Duration) -> u64 {

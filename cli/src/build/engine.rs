@@ -1,5 +1,6 @@
 //! Solves graphs for one build, and shows what happens meanwhile.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -15,8 +16,10 @@ use kiln_solver::{SolveOptions, solve};
 use super::agents::Agents;
 use super::options::BuildOptions;
 use super::secrets::Secrets;
-use super::tasks::{Logs, Tasks};
+use super::tasks::{Logs, Tasks, Written};
+use crate::explain::Teller;
 use crate::failure::{Failure, chain};
+use crate::history::{Current, Past, Recorder};
 use crate::progress;
 use crate::wire::copy::Sources;
 use crate::wire::devices::Devices;
@@ -39,6 +42,24 @@ pub(super) struct Engine<'a> {
     pub(super) interrupted: &'a AtomicBool,
 }
 
+/// What a build's history is written with.
+pub(super) struct History<'a> {
+    pub(super) current: &'a Current,
+    pub(super) past: &'a Past<'a>,
+    /// Names that ARG declares.
+    pub(super) arguments: &'a BTreeSet<String>,
+}
+
+impl<'a> History<'a> {
+    fn written(&self, engine: &Engine<'a>, graph: &'a Graph) -> Written<'a> {
+        Written {
+            recorder: Recorder::new(engine.store, graph, self.current),
+            teller: Teller { graph, past: self.past, arguments: self.arguments },
+            explain: engine.options.execution.explain,
+        }
+    }
+}
+
 impl Engine<'_> {
     /// Solves a graph; gives the last output of its steps beside the outcome.
     pub(super) fn solve(
@@ -46,6 +67,7 @@ impl Engine<'_> {
         graph: &Graph,
         targets: &[NodeId],
         sources: &Sources,
+        history: Option<&History<'_>>,
     ) -> Result<(Result<Outcome, SolveError>, Logs), Failure> {
         let wire = Wire {
             store: self.store,
@@ -58,6 +80,7 @@ impl Engine<'_> {
             devices: self.devices,
             sandbox: self.sandbox,
             cancel: self.cancel,
+            past: history.map(|history| history.past),
         };
         let execution = &self.options.execution;
         let view = progress::view(execution.progress, execution.quiet);
@@ -65,7 +88,8 @@ impl Engine<'_> {
         let jobs = execution.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get);
         let solve_options = SolveOptions { jobs, events, interrupted: self.interrupted };
         let (solved, logs) = std::thread::scope(|scope| {
-            let shown = scope.spawn(move || Tasks::new(graph, view).follow(&happenings));
+            let written = history.map(|history| history.written(self, graph));
+            let shown = scope.spawn(move || Tasks::new(graph, view, written).follow(&happenings));
             let solved = solve(graph, targets, self.store, &wire, &solve_options);
             drop(solve_options);
             (solved, shown.join())
@@ -83,7 +107,7 @@ impl Engine<'_> {
         let node = context_node(context, Span::default(), &mut graph)
             .ok_or_else(|| Failure::environment("this context is not fetched"))?;
         let sources = Sources::new(self.store, std::collections::BTreeMap::new(), self.remotes);
-        let (solved, _logs) = self.solve(&graph, &[node], &sources)?;
+        let (solved, _logs) = self.solve(&graph, &[node], &sources, None)?;
         let outcome = solved.map_err(|error| match error {
             SolveError::Step { error, .. } => context_failure(error),
             SolveError::Interrupted => Failure::interrupted(),

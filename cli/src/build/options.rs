@@ -226,6 +226,10 @@ pub(crate) struct ExecutionOptions {
     #[arg(long, value_name = "MODE", value_enum, default_value_t, env = "BUILDKIT_PROGRESS")]
     pub(crate) progress: ProgressMode,
 
+    /// Show everything that differs where a step was not cached
+    #[arg(long)]
+    pub(crate) explain: bool,
+
     /// Print nothing but the digest of the image
     #[arg(short, long)]
     pub(crate) quiet: bool,

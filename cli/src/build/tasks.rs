@@ -5,22 +5,31 @@ use std::collections::{HashMap, VecDeque};
 use crossbeam_channel::Receiver;
 use kiln_parser::graph::{Graph, NodeId};
 use kiln_solver::event::Event;
+use kiln_solver::explain::Miss;
 use kiln_solver::ports;
 
+use crate::explain::Teller;
+use crate::history::{Recorder, StepDocument};
 use crate::progress::{End, Stream, Task, View};
 
 /// How many bytes of a step's output an error may show.
 const TAIL_BYTES: usize = 4 << 10;
 
-/// The last output of steps.
+/// What is left of the steps when a graph is solved.
 #[derive(Debug, Default)]
-pub(super) struct Logs(HashMap<NodeId, VecDeque<u8>>);
+pub(super) struct Logs {
+    tails: HashMap<NodeId, VecDeque<u8>>,
+    /// The numbers of the steps.
+    pub(super) numbers: HashMap<NodeId, usize>,
+    /// Their history, where it was asked for.
+    pub(super) steps: Vec<StepDocument>,
+}
 
 impl Logs {
     /// The last output of a step.
     pub(super) fn tail(&self, id: NodeId) -> String {
         let bytes: Vec<u8> =
-            self.0.get(&id).map(|tail| tail.iter().copied().collect()).unwrap_or_default();
+            self.tails.get(&id).map(|tail| tail.iter().copied().collect()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
@@ -30,12 +39,21 @@ pub(super) struct Tasks<'a> {
     graph: &'a Graph,
     view: Box<dyn View>,
     numbers: HashMap<NodeId, usize>,
-    logs: Logs,
+    tails: HashMap<NodeId, VecDeque<u8>>,
+    written: Option<Written<'a>>,
+}
+
+/// Where what happens is written down.
+pub(super) struct Written<'a> {
+    pub(super) recorder: Recorder<'a>,
+    pub(super) teller: Teller<'a>,
+    /// All of an explanation is shown.
+    pub(super) explain: bool,
 }
 
 impl<'a> Tasks<'a> {
-    pub(super) fn new(graph: &'a Graph, view: Box<dyn View>) -> Self {
-        Self { graph, view, numbers: HashMap::new(), logs: Logs::default() }
+    pub(super) fn new(graph: &'a Graph, view: Box<dyn View>, written: Option<Written<'a>>) -> Self {
+        Self { graph, view, numbers: HashMap::new(), tails: HashMap::new(), written }
     }
 
     /// Shows everything until the solver is done.
@@ -44,7 +62,8 @@ impl<'a> Tasks<'a> {
             self.show(event);
         }
         self.view.finish();
-        self.logs
+        let steps = self.written.map(|written| written.recorder.into_steps()).unwrap_or_default();
+        Logs { tails: self.tails, numbers: self.numbers, steps }
     }
 
     fn task(&mut self, id: NodeId) -> Task {
@@ -56,10 +75,19 @@ impl<'a> Tasks<'a> {
 
     fn show(&mut self, event: Event) {
         match event {
+            Event::Planned(keys) => {
+                if let Some(written) = &mut self.written {
+                    written.recorder.planned(keys);
+                }
+            }
             Event::Started(id) => {
                 let task = self.task(id);
+                if let Some(written) = &mut self.written {
+                    written.recorder.started(task.number, id);
+                }
                 self.view.started(&task);
             }
+            Event::Missed { id, miss } => self.missed(id, &miss),
             Event::Waiting(id) => {
                 let task = self.task(id);
                 self.view.status(&task, "waiting: another build runs this step");
@@ -75,13 +103,32 @@ impl<'a> Tasks<'a> {
         }
     }
 
+    fn missed(&mut self, id: NodeId, miss: &Miss) {
+        let task = self.task(id);
+        let Some(written) = &mut self.written else { return };
+        let why = written.teller.why(id, miss);
+        self.view.missed(&task, &why, written.explain);
+        written.recorder.missed(task.number, id, why);
+    }
+
     fn ended(&mut self, id: NodeId, end: &End) {
         let task = self.task(id);
+        if let Some(written) = &mut self.written {
+            let (status, duration, error) = match end {
+                End::Cached => ("cached", None, None),
+                End::Done(time) => ("ran", Some(*time), None),
+                End::Unchanged(time) => ("unchanged", Some(*time), None),
+                End::Failed(error) => ("failed", None, Some(error.clone())),
+                End::Cancelled => ("canceled", None, None),
+            };
+            let milliseconds = duration.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+            written.recorder.ended(task.number, id, status, milliseconds, error);
+        }
         self.view.ended(&task, end);
     }
 
     fn log(&mut self, id: NodeId, stream: ports::Stream, data: &[u8]) {
-        let tail = self.logs.0.entry(id).or_default();
+        let tail = self.tails.entry(id).or_default();
         tail.extend(data);
         let surplus = tail.len().saturating_sub(TAIL_BYTES);
         tail.drain(..surplus);
@@ -90,6 +137,9 @@ impl<'a> Tasks<'a> {
             ports::Stream::Err => Stream::Err,
         };
         let task = self.task(id);
+        if let Some(written) = &mut self.written {
+            written.recorder.log(task.number, data);
+        }
         self.view.log(&task, stream, data);
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{End, LineBuffer, Stream, Task, View, seconds};
+use super::{End, LineBuffer, Stream, Task, View, printable, seconds};
+use crate::explain::details;
+use crate::history::Why;
 
 /// How many of a failing command's last lines are shown.
 const TAIL_LINES: usize = 20;
@@ -22,6 +24,8 @@ struct Running {
     out: LineBuffer,
     err: LineBuffer,
     tail: VecDeque<String>,
+    /// Why it was not cached.
+    why: String,
 }
 
 impl Live {
@@ -59,6 +63,7 @@ impl View for Live {
             out: LineBuffer::default(),
             err: LineBuffer::default(),
             tail: VecDeque::new(),
+            why: String::new(),
         };
         self.running.insert(task.number, running);
     }
@@ -76,6 +81,15 @@ impl View for Live {
         }
     }
 
+    fn missed(&mut self, task: &Task, why: &Why, full: bool) {
+        if let Some(running) = self.running.get_mut(&task.number) {
+            running.why = format!("  ({})", printable(why.line.as_bytes()));
+        }
+        for line in details(why).iter().filter(|_| full) {
+            self.print(&format!("  {}: {}", task.name, printable(line.as_bytes())));
+        }
+    }
+
     fn status(&mut self, task: &Task, text: &str) {
         if let Some(running) = self.running.get(&task.number) {
             running.bar.set_message(text.to_owned());
@@ -88,11 +102,12 @@ impl View for Live {
             running.bar.finish_and_clear();
             self.screen.remove(&running.bar);
         }
+        let why = running.as_ref().map(|running| running.why.clone()).unwrap_or_default();
         match end {
             End::Cached => self.print(&format!("= {} (cached)", task.name)),
-            End::Done(time) => self.print(&format!("✔ {} {}", task.name, seconds(*time))),
+            End::Done(time) => self.print(&format!("✔ {} {}{why}", task.name, seconds(*time))),
             End::Unchanged(time) => {
-                self.print(&format!("✔ {} {} (unchanged)", task.name, seconds(*time)));
+                self.print(&format!("✔ {} {} (unchanged){why}", task.name, seconds(*time)));
             }
             End::Cancelled => self.print(&format!("- {} (canceled)", task.name)),
             End::Failed(_) => {

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Instant;
 
-use super::{End, LineBuffer, Stream, Task, View};
+use super::{End, LineBuffer, Stream, Task, View, printable};
+use crate::explain::details;
+use crate::history::Why;
 
 /// The plain view.
 pub(super) struct Plain {
@@ -67,6 +69,13 @@ impl View for Plain {
         buffer.push(data, |line| lines.push(format!("{at:.3} {line}")));
         for line in lines {
             self.line(task, &line);
+        }
+    }
+
+    fn missed(&mut self, task: &Task, why: &Why, full: bool) {
+        self.line(task, &format!("not cached: {}", printable(why.line.as_bytes())));
+        for line in details(why).iter().filter(|_| full) {
+            self.line(task, &format!("  {}", printable(line.as_bytes())));
         }
     }
 

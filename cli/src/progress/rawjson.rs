@@ -5,6 +5,7 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::{End, Stream, Task, View};
+use crate::history::Why;
 
 /// The view for programs.
 pub(super) struct RawJson {
@@ -32,6 +33,15 @@ impl View for RawJson {
         let stream = if stream == Stream::Out { "stdout" } else { "stderr" };
         let data = String::from_utf8_lossy(data);
         self.emit(&json!({"event": "log", "task": task.number, "stream": stream, "data": data}));
+    }
+
+    fn missed(&mut self, task: &Task, why: &Why, _: bool) {
+        let mut document = json!({"event": "missed", "task": task.number, "why": why.line});
+        document["differences"] = json!(why.differences);
+        if let Some(files) = &why.files {
+            document["files"] = json!(files);
+        }
+        self.emit(&document);
     }
 
     fn status(&mut self, task: &Task, text: &str) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kiln_cache::{ContentDigest, LayerId, Store};
+use kiln_cache::{ContentDigest, Key, LayerId, Store};
 use kiln_executor::cancel::Cancel;
 use kiln_executor::net;
 use kiln_parser::git::GitRef;
@@ -18,6 +18,7 @@ use super::run::{self, RunContext};
 use super::sandbox::Sandbox;
 use crate::build::agents::Agents;
 use crate::build::secrets::Secrets;
+use crate::history::Past;
 
 /// All implementations, for one build.
 pub(crate) struct Wire<'a> {
@@ -31,6 +32,8 @@ pub(crate) struct Wire<'a> {
     pub(crate) devices: &'a Devices,
     pub(crate) sandbox: &'a Sandbox,
     pub(crate) cancel: &'a Cancel,
+    /// Earlier builds; none for what is fetched before a build.
+    pub(crate) past: Option<&'a Past<'a>>,
 }
 
 impl Wire<'_> {
@@ -51,6 +54,11 @@ impl Ports for Wire<'_> {
 
     fn digest_git(&self, git: &GitRef) -> Result<ContentDigest, StepError> {
         self.remotes.digest_git(git)
+    }
+
+    fn earlier(&self, id: NodeId) -> Vec<Key> {
+        let step = self.graph.node(id).steps.first();
+        step.zip(self.past).map(|(step, past)| past.keys(step)).unwrap_or_default()
     }
 
     fn materialise(&self, layers: &[LayerId]) -> Result<(), StepError> {

@@ -1,0 +1,137 @@
+//! The part of a build that has a place in the history: from the graph to the outputs. It is recorded
+//! however it ends.
+
+use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kiln_parser::graph::Op;
+use kiln_parser::lower::Lowered;
+use kiln_solver::outcome::SolveError;
+
+use super::engine::{Engine, History};
+use super::inputs::Inputs;
+use super::options::BuildOptions;
+use super::tasks::Logs;
+use super::{lowering, report};
+use crate::annotation::Annotation;
+use crate::explain::image_name;
+use crate::failure::{Failure, chain};
+use crate::history::{Current, Document, Past};
+use crate::output::Output;
+use crate::settings::Settings;
+use crate::wire::copy::Sources;
+use crate::wire::export::{Built, Made, full_name};
+
+/// What is built, and what for.
+pub(super) struct Work<'a> {
+    pub(super) inputs: &'a Inputs,
+    pub(super) lowered: &'a Lowered,
+    pub(super) sources: &'a Sources,
+    pub(super) outputs: &'a [Output],
+    pub(super) names: &'a [String],
+    pub(super) annotations: &'a [Annotation],
+    pub(super) multi_platform: bool,
+    pub(super) settings: &'a Settings,
+}
+
+/// Solves the graph and writes the outputs.
+///
+/// # Errors
+/// A step failed, or an output could not be written.
+pub(super) fn build(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>, Failure> {
+    let current = Current::begin(head(engine.options, work));
+    let mut document = current.head.clone();
+    let result = run(engine, work, &current, &mut document);
+    match &result {
+        Ok(made) => {
+            document.outcome = "success".to_owned();
+            document.digest = made.as_ref().map(|made| made.root.digest.to_string());
+        }
+        Err(failure) => {
+            let interrupted = failure.is_interruption();
+            document.outcome = if interrupted { "interrupted" } else { "failed" }.to_owned();
+            document.error = Some(failure.message().to_owned());
+        }
+    }
+    current.save_ended(engine.store, &document);
+    result
+}
+
+fn run(
+    engine: &Engine<'_>,
+    work: &Work<'_>,
+    current: &Current,
+    document: &mut Document,
+) -> Result<Option<Made>, Failure> {
+    let lowered = work.lowered;
+    let past = Past::new(engine.store, current.project);
+    let declared = &lowered.outline.arguments;
+    let arguments: BTreeSet<String> = declared.iter().map(|arg| arg.name.clone()).collect();
+    let history = History { current, past: &past, arguments: &arguments };
+    let targets = lowering::target_nodes(lowered);
+    let (solved, mut logs) =
+        engine.solve(&lowered.graph, &targets, work.sources, Some(&history))?;
+    document.steps = std::mem::take(&mut logs.steps);
+    let outcome = solved.map_err(|error| solve_failure(&error, work, &logs))?;
+    let built = Built {
+        store: engine.store,
+        images: engine.images,
+        targets: &lowered.targets,
+        outcome: &outcome,
+        multi_platform: work.multi_platform,
+        annotations: work.annotations,
+        now: now(),
+        settings: work.settings,
+    };
+    write_outputs(&built, work.outputs, work.names)
+}
+
+/// What is known before anything runs.
+fn head(options: &BuildOptions, work: &Work<'_>) -> Document {
+    let graph = &work.lowered.graph;
+    let images = graph.ids().filter_map(|id| match &graph.node(id).op {
+        Op::Image(image) => Some((image_name(&image.key.name).to_owned(), image.digest.clone())),
+        _ => None,
+    });
+    Document {
+        context: options.context.clone(),
+        file: options.input.file.clone().unwrap_or_default(),
+        target: options.language.target.clone().filter(|target| !target.is_empty()),
+        names: work.names.to_vec(),
+        images: images.collect(),
+        ..Document::default()
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn write_outputs(
+    built: &Built<'_>,
+    outputs: &[Output],
+    names: &[String],
+) -> Result<Option<Made>, Failure> {
+    let mut made = None;
+    for output in outputs {
+        let mut all = names.to_vec();
+        for name in &output.names {
+            all.push(full_name(name)?);
+        }
+        made = built.write(output, &all)?.or(made);
+    }
+    Ok(made)
+}
+
+fn solve_failure(error: &SolveError, work: &Work<'_>, logs: &Logs) -> Failure {
+    match error {
+        SolveError::Step { id, error } => {
+            let node = work.lowered.graph.node(*id);
+            report::step_failure(work.inputs, node, error, logs.tail(*id))
+        }
+        SolveError::Interrupted => Failure::interrupted(),
+        SolveError::Store(error) => Failure::environment(chain(error)),
+    }
+}
