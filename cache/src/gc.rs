@@ -250,7 +250,7 @@ impl Store {
         }
     }
 
-    fn remove_layer(&self, id: &LayerId) -> Result<bool, StoreError> {
+    pub(crate) fn remove_layer(&self, id: &LayerId) -> Result<bool, StoreError> {
         // With the publish lock, nobody puts the same layer in while its files go.
         let _lock = self.publish_lock()?;
         let free = self.db().write("forget a layer", |transaction| {

@@ -23,6 +23,7 @@ mod builds;
 mod context;
 mod db;
 mod digest;
+mod failures;
 mod gc;
 mod images;
 mod layer;

@@ -18,3 +18,10 @@ CREATE TABLE digest_key (
     key         BLOB NOT NULL
 );
 INSERT INTO digest_key VALUES (randomblob(32));
+
+-- Layers of steps that failed; size: bytes of their files
+CREATE TABLE failures (
+    layer       TEXT PRIMARY KEY,
+    created     INTEGER NOT NULL,
+    size        INTEGER NOT NULL
+) WITHOUT ROWID;

@@ -214,6 +214,7 @@ impl Store {
             let _ = tmp.remove_all(name);
         }
         builds::forget_old(self.db(), self.root());
+        let _ = self.forget_old_failures();
         let limit = now_ms() - i64::try_from(SETTLED.as_millis()).unwrap_or(i64::MAX);
         let settled = self.db().read("look for unsynced data", |connection| {
             let query = "SELECT EXISTS (SELECT 1 FROM layers WHERE boot = ?1 AND created_ms < ?2)

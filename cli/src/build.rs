@@ -1,5 +1,6 @@
 //! `kiln build`: from the command line to the outputs.
 
+mod after_failure;
 pub(crate) mod agents;
 mod allow;
 mod engine;
@@ -49,6 +50,7 @@ use secrets::Secrets;
 pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), Failure> {
     options.refused.check()?;
     let outputs = outputs(options)?;
+    let folders = after_failure::parse(options)?;
     let names = names(options)?;
     let annotations = annotations(options)?;
     let secrets = Arc::new(Secrets::parse(&options.input.secret, caller_variable)?);
@@ -94,6 +96,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         sources: &Sources::new(&store, inputs.folders()?, &remotes),
         outputs: &outputs,
         names: &names,
+        folders: &folders,
         annotations: &annotations,
         multi_platform: asks_for_index(&lower_options),
         settings,

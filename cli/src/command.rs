@@ -1,6 +1,8 @@
 //! The table of commands.
 
 mod builds;
+mod cp;
+mod debug;
 mod doctor;
 mod explain;
 mod history;
@@ -13,7 +15,7 @@ mod prune;
 mod pull;
 mod push;
 mod rmi;
-mod run;
+pub(crate) mod run;
 mod tag;
 
 use std::io::{self, Write};
@@ -81,6 +83,10 @@ enum Command {
     Logs(logs::Options),
     /// Say why steps of a build were not cached
     Explain(explain::Options),
+    /// Open a shell in the state that a failed step left
+    Debug(Box<debug::Options>),
+    /// Copy files out of a step of a build
+    Cp(cp::Options),
     /// Remove what no image and no recent build needs
     Prune(prune::Options),
 }
@@ -120,6 +126,8 @@ pub(crate) fn run() -> Result<(), Failure> {
         Command::Builds(options) => builds::run(&options, &settings),
         Command::Logs(options) => logs::run(&options, &settings),
         Command::Explain(options) => explain::run(&options, &settings),
+        Command::Debug(options) => debug::run(&options, &settings),
+        Command::Cp(options) => cp::run(&options, &settings),
         Command::Prune(options) => prune::run(&options, &settings),
     }
 }

@@ -4,10 +4,12 @@
 pub(crate) mod agent;
 pub(crate) mod config;
 pub(crate) mod copy;
+pub(crate) mod debug;
 pub(crate) mod devices;
 pub(crate) mod export;
 mod foreign;
 pub(crate) mod images;
+pub(crate) mod kept;
 pub(crate) mod ports;
 mod pressure;
 pub(crate) mod registry;
@@ -15,3 +17,4 @@ pub(crate) mod remote;
 pub(crate) mod run;
 pub(crate) mod sandbox;
 mod seccomp;
+pub(crate) mod take_out;

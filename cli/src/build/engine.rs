@@ -24,6 +24,7 @@ use crate::progress;
 use crate::wire::copy::Sources;
 use crate::wire::devices::Devices;
 use crate::wire::images::Images;
+use crate::wire::kept::Kept;
 use crate::wire::ports::Wire;
 use crate::wire::remote::Remotes;
 use crate::wire::sandbox::Sandbox;
@@ -81,6 +82,7 @@ impl Engine<'_> {
             sandbox: self.sandbox,
             cancel: self.cancel,
             past: history.map(|history| history.past),
+            kept: Kept::default(),
         };
         let execution = &self.options.execution;
         let view = progress::view(execution.progress, execution.quiet);
@@ -94,7 +96,8 @@ impl Engine<'_> {
             drop(solve_options);
             (solved, shown.join())
         });
-        let logs = logs.map_err(|_| Failure::environment("the progress view failed"))?;
+        let mut logs = logs.map_err(|_| Failure::environment("the progress view failed"))?;
+        logs.add_failed(wire.kept.take());
         Ok((solved, logs))
     }
 

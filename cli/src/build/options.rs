@@ -27,6 +27,16 @@ pub(crate) enum ProgressMode {
     Rawjson,
 }
 
+/// What happens when a RUN fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnFailure {
+    /// The build ends.
+    #[default]
+    Stop,
+    /// A shell is opened first.
+    Shell,
+}
+
 /// Build an image from a Dockerfile.
 #[derive(Args, Debug)]
 pub(crate) struct BuildOptions {
@@ -229,6 +239,14 @@ pub(crate) struct ExecutionOptions {
     /// Show everything that differs where a step was not cached
     #[arg(long)]
     pub(crate) explain: bool,
+
+    /// What to do when a RUN fails: stop, or open a shell in the state that it left
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub(crate) on_failure: OnFailure,
+
+    /// Copy a folder out of a RUN that failed: /PATH=FOLDER
+    #[arg(long, value_name = "/PATH=FOLDER")]
+    pub(crate) output_on_failure: Vec<String>,
 
     /// Print nothing but the digest of the image
     #[arg(short, long)]

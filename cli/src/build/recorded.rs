@@ -8,6 +8,7 @@ use kiln_parser::graph::Op;
 use kiln_parser::lower::Lowered;
 use kiln_solver::outcome::SolveError;
 
+use super::after_failure::{self, TakeOut};
 use super::engine::{Engine, History};
 use super::inputs::Inputs;
 use super::options::BuildOptions;
@@ -29,6 +30,8 @@ pub(super) struct Work<'a> {
     pub(super) sources: &'a Sources,
     pub(super) outputs: &'a [Output],
     pub(super) names: &'a [String],
+    /// What is taken out of a step that fails.
+    pub(super) folders: &'a [TakeOut],
     pub(super) annotations: &'a [Annotation],
     pub(super) multi_platform: bool,
     pub(super) settings: &'a Settings,
@@ -50,7 +53,7 @@ pub(super) fn build(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>
         Err(failure) => {
             let interrupted = failure.is_interruption();
             document.outcome = if interrupted { "interrupted" } else { "failed" }.to_owned();
-            document.error = Some(failure.message().to_owned());
+            document.error.get_or_insert_with(|| failure.message().to_owned());
         }
     }
     current.save_ended(engine.store, &document);
@@ -72,7 +75,18 @@ fn run(
     let (solved, mut logs) =
         engine.solve(&lowered.graph, &targets, work.sources, Some(&history))?;
     document.steps = std::mem::take(&mut logs.steps);
-    let outcome = solved.map_err(|error| solve_failure(&error, work, &logs))?;
+    let outcome = match solved {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let failure = solve_failure(&error, work, &logs);
+            let failed = document.steps.iter().find_map(|step| step.failed.as_ref());
+            let Some(failed) = failed else { return Err(failure) };
+            let failure = failure.hint("`kiln debug` opens a shell in the state that it left");
+            document.error = Some(failure.message().to_owned());
+            let told = after_failure::act(engine, work.folders, failed, &failure);
+            return Err(if told { Failure::told() } else { failure });
+        }
+    };
     let built = Built {
         store: engine.store,
         images: engine.images,

@@ -9,6 +9,7 @@ use kiln_solver::explain::Miss;
 use kiln_solver::ports;
 
 use crate::explain::Teller;
+use crate::history::failed::FailedStep;
 use crate::history::{Recorder, StepDocument};
 use crate::progress::{End, Stream, Task, View};
 
@@ -19,13 +20,22 @@ const TAIL_BYTES: usize = 4 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Logs {
     tails: HashMap<NodeId, VecDeque<u8>>,
-    /// The numbers of the steps.
-    pub(super) numbers: HashMap<NodeId, usize>,
+    numbers: HashMap<NodeId, usize>,
     /// Their history, where it was asked for.
     pub(super) steps: Vec<StepDocument>,
 }
 
 impl Logs {
+    /// Notes where what failed can be looked at.
+    pub(super) fn add_failed(&mut self, failed: HashMap<NodeId, FailedStep>) {
+        for (id, failed) in failed {
+            let number = self.numbers.get(&id);
+            if let Some(step) = self.steps.iter_mut().find(|step| Some(&step.number) == number) {
+                step.failed = Some(failed);
+            }
+        }
+    }
+
     /// The last output of a step.
     pub(super) fn tail(&self, id: NodeId) -> String {
         let bytes: Vec<u8> =

@@ -76,7 +76,7 @@ pub(super) struct Options {
 }
 
 /// Writes what the command says where the caller reads it.
-struct Through;
+pub(crate) struct Through;
 
 impl LogSink for Through {
     fn write(&self, stream: Stream, data: &[u8]) {
@@ -251,7 +251,7 @@ fn volume(text: &str) -> Result<MountSpec, Failure> {
 }
 
 /// The command's exit code is that of `kiln run`; a signal counts as 128 and its number.
-fn ended(exit: Result<Exit, RunError>, limits: &Resources) -> Result<(), Failure> {
+pub(super) fn ended(exit: Result<Exit, RunError>, limits: &Resources) -> Result<(), Failure> {
     let code = match exit {
         Ok(Exit::Code(0)) => return Ok(()),
         Ok(Exit::Code(code)) => code,

@@ -13,6 +13,7 @@ use kiln_solver::snapshot::Snapshot;
 use super::copy::{self, Sources};
 use super::devices::Devices;
 use super::images::Images;
+use super::kept::Kept;
 use super::remote::Remotes;
 use super::run::{self, RunContext};
 use super::sandbox::Sandbox;
@@ -34,6 +35,8 @@ pub(crate) struct Wire<'a> {
     pub(crate) cancel: &'a Cancel,
     /// Earlier builds; none for what is fetched before a build.
     pub(crate) past: Option<&'a Past<'a>>,
+    /// What failing steps leave.
+    pub(crate) kept: Kept,
 }
 
 impl Wire<'_> {
@@ -80,7 +83,12 @@ impl Ports for Wire<'_> {
                     sandbox: self.sandbox,
                     cancel: self.cancel,
                 };
-                run::run(&context, step, op, &draft, log)?;
+                if let Err(error) = run::run(&context, step, op, &draft, log) {
+                    if error.kind == Kind::Command {
+                        self.kept.keep(self.store, step, op, draft);
+                    }
+                    return Err(error);
+                }
                 draft.scan().map_err(StepError::environment)?
             }
             Op::Copy(op) => {

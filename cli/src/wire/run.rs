@@ -41,6 +41,13 @@ struct Held {
     agents: Vec<Forwarding>,
 }
 
+impl Held {
+    fn beside(draft: &LayerDraft) -> Self {
+        let folder = draft.work_path().with_file_name("agents");
+        Self { folder, caches: Vec::new(), agents: Vec::new() }
+    }
+}
+
 struct Forward<'a>(&'a dyn Log);
 
 impl LogSink for Forward<'_> {
@@ -62,17 +69,71 @@ pub(crate) fn run(
     log: &dyn Log,
 ) -> Result<(), StepError> {
     context.sandbox.check(log)?;
-    let beside = |name: &str| draft.work_path().with_file_name(name);
-    let mut held = Held { folder: beside("agents"), caches: Vec::new(), agents: Vec::new() };
+    let mut held = Held::beside(draft);
+    let spec = specification(context, step, op, draft, log, &mut held)?;
+    let _started = pressure::wait(context.cancel);
+    let exit = executor::run(&spec, &Forward(log), context.cancel);
+    outcome(exit, op, &spec.resources)
+        .map_err(|error| foreign::explain(error, step.node.platform.as_ref()))
+}
+
+/// Runs another command in the same place, for somebody to look around: its output goes to `sink`.
+pub(crate) fn look_around(
+    context: &RunContext<'_>,
+    step: &StepRequest<'_>,
+    op: &RunOp,
+    streams: Streams,
+    sink: &dyn LogSink,
+) -> Result<Exit, StepError> {
+    let log = Remarks;
+    context.sandbox.check(&log)?;
+    let draft = context.store.draft().map_err(StepError::environment)?;
+    let mut held = Held::beside(&draft);
+    let mut spec = specification(context, step, op, &draft, &log, &mut held)?;
+    spec.streams = streams;
+    if streams == Streams::Terminal && !spec.env.iter().any(|(name, _)| name == "TERM") {
+        spec.env.push(("TERM".to_owned(), "xterm".to_owned()));
+    }
+    executor::run(&spec, sink, context.cancel).map_err(|error| match error {
+        RunError::Cancelled => StepError::new(Kind::Cancelled, "cancelled"),
+        RunError::Sandbox(why) => sandbox_error(&why),
+        error => StepError::environment(error),
+    })
+}
+
+/// What the sandbox has to say where no step has a log.
+struct Remarks;
+
+impl Log for Remarks {
+    fn write(&self, _: Stream, data: &[u8]) {
+        crate::command::print_error(&String::from_utf8_lossy(data));
+    }
+}
+
+/// The step as the executor wants it; what has to stay while it runs is in `held`.
+fn specification(
+    context: &RunContext<'_>,
+    step: &StepRequest<'_>,
+    op: &RunOp,
+    draft: &LayerDraft,
+    log: &dyn Log,
+    held: &mut Held,
+) -> Result<RunSpec, StepError> {
     let mut env = op.env.as_ref().clone();
     env.extend(op.proxy.iter().filter(|(name, _)| !op.env.iter().any(|(n, _)| n == name)).cloned());
-    let mut mounts = mounts(context, step, op, &mut env, &mut held)?;
+    let mut mounts = mounts(context, step, op, &mut env, held)?;
     let given = context.devices.give(&op.devices)?;
     env.extend(given.env);
     mounts.extend(given.mounts);
-    let scratch = beside("scratch");
+    let scratch = draft.work_path().with_file_name("scratch");
     std::fs::create_dir_all(&scratch).map_err(StepError::environment)?;
-    let spec = RunSpec {
+    let network = match op.network {
+        graph::Network::Default => spec::Network::Default,
+        graph::Network::None => spec::Network::None,
+        graph::Network::Host => spec::Network::Host,
+    };
+    context.sandbox.check_network(network, log)?;
+    Ok(RunSpec {
         base: stack(context.store, step.base),
         upper: draft.fs_path().to_owned(),
         work: draft.work_path().to_owned(),
@@ -84,11 +145,7 @@ pub(crate) fn run(
         cwd: PathBuf::from(&op.cwd),
         user: op.user.clone(),
         groups: given.groups,
-        network: match op.network {
-            graph::Network::Default => spec::Network::Default,
-            graph::Network::None => spec::Network::None,
-            graph::Network::Host => spec::Network::Host,
-        },
+        network,
         own_ids: context.sandbox.own_ids(context.store.path(), log),
         insecure: op.insecure,
         system_calls: context.sandbox.system_calls(step.node.platform.as_ref()),
@@ -102,12 +159,7 @@ pub(crate) fn run(
         resources: context.sandbox.resources,
         grace: context.sandbox.grace,
         cgroup_parent: op.cgroup_parent.as_deref().map(str::to_owned),
-    };
-    context.sandbox.check_network(spec.network, log)?;
-    let _started = pressure::wait(context.cancel);
-    let exit = executor::run(&spec, &Forward(log), context.cancel);
-    outcome(exit, op, &spec.resources)
-        .map_err(|error| foreign::explain(error, step.node.platform.as_ref()))
+    })
 }
 
 fn limit(limit: &graph::Ulimit) -> Limit {
