@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use crate::digest::{Key, LayerId};
 use crate::record::NewRecord;
@@ -20,20 +20,36 @@ const MOST_BYTES: u64 = 10 << 30;
 
 impl Store {
     /// Keeps what a failed step left. The record's keys are replaced by one of the failure's own; its own layer has to be
-    /// published.
+    /// published. The document says how the step ran; it goes with the files.
     ///
     /// # Errors
     /// When the disk or the database fails.
-    pub fn keep_failure(&self, record: NewRecord, size: u64) -> Result<(), StoreError> {
+    pub fn keep_failure(
+        &self,
+        record: NewRecord,
+        size: u64,
+        document: &str,
+    ) -> Result<(), StoreError> {
         let Some(layer) = record.own.clone() else { return Ok(()) };
         self.save_record(&NewRecord { definition: key(&layer), content: None, ..record })?;
         self.db().write("keep a failed step", |transaction| {
-            let query =
-                "INSERT OR REPLACE INTO failures (layer, created, size) VALUES (?1, ?2, ?3)";
+            let query = "INSERT OR REPLACE INTO failures (layer, created, size, document)
+                         VALUES (?1, ?2, ?3, ?4)";
             let size = i64::try_from(size).unwrap_or(i64::MAX);
-            transaction.execute(query, params![layer.as_str(), now(), size]).map(|_| ())
+            transaction.execute(query, params![layer.as_str(), now(), size, document]).map(|_| ())
         })?;
         self.forget_old_failures()
+    }
+
+    /// How a failed step ran; none when it is not kept any more.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn failure(&self, layer: &LayerId) -> Result<Option<String>, StoreError> {
+        self.db().read("look for a failed step", |connection| {
+            let query = "SELECT document FROM failures WHERE layer = ?1";
+            connection.query_row(query, [layer.as_str()], |row| row.get(0)).optional()
+        })
     }
 
     /// Removes failures that are old, too many or too large; the newest stays whatever its size.
@@ -96,7 +112,7 @@ mod tests {
             parts: Vec::new(),
             duration_ms: 0,
         };
-        store.keep_failure(record, size).unwrap();
+        store.keep_failure(record, size, "{}").unwrap();
         id
     }
 
@@ -123,6 +139,8 @@ mod tests {
         assert!(!kept(&first), "too old");
         assert!(!kept(&second), "the newest takes all the room");
         assert!(kept(&third));
+        assert_eq!(store.failure(&third).unwrap().as_deref(), Some("{}"));
+        assert_eq!(store.failure(&first).unwrap(), None);
     }
 
     #[test]

@@ -19,9 +19,10 @@ CREATE TABLE digest_key (
 );
 INSERT INTO digest_key VALUES (randomblob(32));
 
--- Layers of steps that failed; size: bytes of their files
+-- Layers of steps that failed; size: bytes of their files; document: JSON, the command line's
 CREATE TABLE failures (
     layer       TEXT PRIMARY KEY,
     created     INTEGER NOT NULL,
-    size        INTEGER NOT NULL
+    size        INTEGER NOT NULL,
+    document    TEXT NOT NULL
 ) WITHOUT ROWID;

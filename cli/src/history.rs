@@ -9,7 +9,7 @@ mod recorder;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kiln_cache::{BuildId, BuildRow, Store};
+use kiln_cache::{BuildId, BuildRow, LayerId, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, chain};
@@ -62,8 +62,8 @@ pub(crate) struct StepDocument {
     pub(crate) why: Option<Why>,
     /// Why it failed.
     pub(crate) error: Option<String>,
-    /// Its file system, where it failed and that was kept.
-    pub(crate) failed: Option<failed::FailedStep>,
+    /// The layer that it wrote, where it failed and that was kept.
+    pub(crate) failed: Option<LayerId>,
 }
 
 /// Why a step ran.

@@ -1,8 +1,8 @@
 //! Why a step was not cached: what differs from the nearest earlier time that it was built.
 //!
-//! Only steps that run come by here. The nearest earlier build is the one that the caller names first
-//! ([`crate::ports::Ports::earlier`]: the same step of the same project), else among the records of
-//! steps with the same text the one with the most in common.
+//! Only steps that run come by here. The nearest earlier build is the one with the most in common of
+//! those that the caller names ([`crate::ports::Ports::earlier`]: the same step of the same project), else of
+//! the records of steps with the same text.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use kiln_parser::graph::Node;
 
 use crate::key::KEYED;
 
-/// How many records of steps with the same text are compared.
+/// How many records are compared.
 const CANDIDATES: usize = 20;
 
 /// Why a step ran.
@@ -100,15 +100,18 @@ pub(crate) fn explain(
 }
 
 fn nearest(store: &Store, question: &Question<'_>) -> Result<Option<Record>, StoreError> {
-    for key in question.earlier {
-        if let Some(record) = store.remembered(key)? {
-            return Ok(Some(record));
-        }
+    // Of those with the fewest differences the nearest, or newest.
+    let distance = |record: &Record| differences(&record.parts, question.parts).len();
+    let mut known = Vec::new();
+    for key in question.earlier.iter().take(CANDIDATES) {
+        known.extend(store.remembered(key)?);
+    }
+    if let Some(record) = known.into_iter().min_by_key(distance) {
+        return Ok(Some(record));
     }
     let text = question.node.steps.first().map(|step| step.text.as_str()).unwrap_or_default();
     let like = store.records_like(text, CANDIDATES)?;
-    // The newest of those with the fewest differences.
-    Ok(like.into_iter().min_by_key(|record| differences(&record.parts, question.parts).len()))
+    Ok(like.into_iter().min_by_key(distance))
 }
 
 /// What differs between two lists of named parts; of parts with one name the first are compared with

@@ -17,6 +17,7 @@ use super::{lowering, report};
 use crate::annotation::Annotation;
 use crate::explain::image_name;
 use crate::failure::{Failure, chain};
+use crate::history::failed::FailedStep;
 use crate::history::{Current, Document, Past};
 use crate::output::Output;
 use crate::settings::Settings;
@@ -79,11 +80,12 @@ fn run(
         Ok(outcome) => outcome,
         Err(error) => {
             let failure = solve_failure(&error, work, &logs);
-            let failed = document.steps.iter().find_map(|step| step.failed.as_ref());
+            let failed = document.steps.iter().find(|step| step.failed.is_some());
+            let failed = failed.and_then(|step| FailedStep::read(engine.store, step).ok());
             let Some(failed) = failed else { return Err(failure) };
             let failure = failure.hint("`kiln debug` opens a shell in the state that it left");
             document.error = Some(failure.message().to_owned());
-            let told = after_failure::act(engine, work.folders, failed, &failure);
+            let told = after_failure::act(engine, work.folders, &failed, &failure);
             return Err(if told { Failure::told() } else { failure });
         }
     };

@@ -3,13 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 
 use crossbeam_channel::Receiver;
+use kiln_cache::LayerId;
 use kiln_parser::graph::{Graph, NodeId};
 use kiln_solver::event::Event;
 use kiln_solver::explain::Miss;
 use kiln_solver::ports;
 
 use crate::explain::Teller;
-use crate::history::failed::FailedStep;
 use crate::history::{Recorder, StepDocument};
 use crate::progress::{End, Stream, Task, View};
 
@@ -27,7 +27,7 @@ pub(super) struct Logs {
 
 impl Logs {
     /// Notes where what failed can be looked at.
-    pub(super) fn add_failed(&mut self, failed: HashMap<NodeId, FailedStep>) {
+    pub(super) fn add_failed(&mut self, failed: HashMap<NodeId, LayerId>) {
         for (id, failed) in failed {
             let number = self.numbers.get(&id);
             if let Some(step) = self.steps.iter_mut().find(|step| Some(&step.number) == number) {

@@ -9,6 +9,7 @@ use kiln_solver::snapshot::Snapshot;
 
 use crate::command::open_store;
 use crate::failure::{Failure, chain};
+use crate::history::failed::FailedStep;
 use crate::history::{self, StepDocument};
 use crate::settings::Settings;
 use crate::wire::images::Images;
@@ -57,8 +58,8 @@ fn snapshot(store: &Store, step: &StepDocument) -> Result<Snapshot, Failure> {
         Failure::input(format_args!("the files of step #{} are not in the store", step.number))
             .hint("build again to get them")
     };
-    if let Some(failed) = &step.failed {
-        return failed.result().ok_or_else(missing);
+    if step.failed.is_some() {
+        return FailedStep::read(store, step)?.result().ok_or_else(missing);
     }
     let key: Key = step.key.parse().map_err(|_| missing())?;
     let record = store.lookup(&key).map_err(|e| Failure::environment(chain(&e)))?;

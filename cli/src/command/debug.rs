@@ -11,6 +11,7 @@ use crate::build::secrets::Secrets;
 use crate::command::open_store;
 use crate::failure::Failure;
 use crate::history;
+use crate::history::failed::FailedStep;
 use crate::settings::{Settings, caller_variable};
 use crate::wire::debug;
 use crate::wire::devices::Devices;
@@ -46,10 +47,7 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
     let store = open_store(settings)?;
     let build = history::find(&store, options.build.as_deref())?;
     let step = build.step(options.step.as_deref())?;
-    let failed = step.failed.as_ref().ok_or_else(|| {
-        Failure::input(format_args!("the files of step #{} were not kept", step.number))
-            .hint("they are where a RUN ended with an error; `kiln cp` reads those of other steps")
-    })?;
+    let failed = FailedStep::read(&store, step)?;
     let cancel = Cancel::new().map_err(|e| Failure::io("make", "an event descriptor", &e))?;
     let wish = cancel.clone();
     let _interrupted = crate::signal::on_interrupt(move || wish.cancel())
@@ -63,6 +61,6 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
         sandbox: &sandbox,
         cancel: &cancel,
     };
-    let exit = debug::shell(&context, &images, failed, &options.command, &Through)?;
+    let exit = debug::shell(&context, &images, &failed, &options.command, &Through)?;
     ended(Ok(exit), &Resources::default())
 }

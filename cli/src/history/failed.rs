@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 
-use kiln_cache::{ContentDigest, LayerId};
+use kiln_cache::{ContentDigest, LayerId, Store};
 use kiln_parser::graph::{NodeId, RunOp};
 use kiln_parser::platform::Platform;
 use kiln_solver::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
+
+use super::StepDocument;
+use crate::failure::{Failure, chain};
 
 /// A RUN that failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +46,20 @@ impl Files {
 }
 
 impl FailedStep {
+    /// What was kept of a step.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    pub(crate) fn read(store: &Store, step: &StepDocument) -> Result<Self, Failure> {
+        let gone = || {
+            Failure::input(format_args!("the files of step #{} are not kept", step.number))
+                .hint("those of a RUN that ended with an error are, for a day; build again")
+        };
+        let layer = step.failed.as_ref().ok_or_else(gone)?;
+        let kept = store.failure(layer).map_err(|e| Failure::environment(chain(&e)))?;
+        kept.and_then(|text| serde_json::from_str(&text).ok()).ok_or_else(gone)
+    }
+
     pub(crate) fn new(
         op: &RunOp,
         platform: Option<&Platform>,

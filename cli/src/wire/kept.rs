@@ -11,7 +11,7 @@ use crate::history::failed::FailedStep;
 
 /// The failures of one build.
 #[derive(Debug, Default)]
-pub(crate) struct Kept(Mutex<HashMap<NodeId, FailedStep>>);
+pub(crate) struct Kept(Mutex<HashMap<NodeId, LayerId>>);
 
 impl Kept {
     /// Keeps a step that failed. That it cannot be kept is no failure of its own: `kiln debug` says so.
@@ -27,7 +27,7 @@ impl Kept {
         }
     }
 
-    pub(crate) fn take(&self) -> HashMap<NodeId, FailedStep> {
+    pub(crate) fn take(&self) -> HashMap<NodeId, LayerId> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -37,7 +37,7 @@ fn keep(
     step: &StepRequest<'_>,
     op: &RunOp,
     draft: LayerDraft,
-) -> Result<FailedStep, StoreError> {
+) -> Result<LayerId, StoreError> {
     let tree = draft.scan().map_err(|source| StoreError::Io {
         operation: "read what the step wrote in",
         path: draft.fs_path().to_owned(),
@@ -54,12 +54,14 @@ fn keep(
         definition: blake3::hash(own.as_str().as_bytes()).into(),
         content: None,
         layers: result.layers.clone(),
-        own: Some(own),
+        own: Some(own.clone()),
         result: result.content,
         description: format!("failed: {text}"),
         parts: Vec::new(),
         duration_ms: 0,
     };
-    store.keep_failure(record, size)?;
-    Ok(FailedStep::new(op, step.node.platform.as_ref(), &result, step.inputs))
+    let failed = FailedStep::new(op, step.node.platform.as_ref(), &result, step.inputs);
+    let document = serde_json::to_string(&failed).unwrap_or_default();
+    store.keep_failure(record, size, &document)?;
+    Ok(own)
 }

@@ -9,6 +9,7 @@ mod call;
 mod devices;
 mod env;
 mod examples;
+mod history;
 mod hostile;
 mod house;
 mod language;
