@@ -49,6 +49,7 @@ use secrets::Secrets;
 /// Anything that keeps an output from being written; none is written in part.
 pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), Failure> {
     options.refused.check()?;
+    check_offline(options, settings)?;
     let outputs = outputs(options)?;
     let folders = after_failure::parse(options)?;
     let names = names(options)?;
@@ -64,8 +65,14 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     let interrupted = interrupt_flag(&cancel)?;
     let images = Images::new(&store, contexts.clone(), settings, options.input.pull, &cancel)?;
     let images = Arc::new(images);
-    let remotes =
-        Arc::new(Remotes::new(&store, &images, &secrets, git_agent(options, &agents), &cancel));
+    let remotes = Arc::new(Remotes::new(
+        &store,
+        &images,
+        &secrets,
+        git_agent(options, &agents),
+        &cancel,
+        settings.offline,
+    ));
     let engine = Engine {
         options,
         store: &store,
@@ -103,6 +110,18 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     };
     let made = recorded::build(&engine, &work)?;
     report::write(options, &names, made.as_ref())
+}
+
+/// What another machine is needed for is not asked for without one.
+fn check_offline(options: &BuildOptions, settings: &Settings) -> Result<(), Failure> {
+    let asks = [(options.input.pull, "--pull"), (options.result.push, "--push")];
+    match asks.into_iter().find(|(asked, _)| *asked && settings.offline) {
+        Some((_, option)) => {
+            Err(Failure::usage(format_args!("{option} contradicts --offline"))
+                .hint("leave one out"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The agent that git may use: that of `--ssh default`; for a context that is fetched by ssh also the

@@ -47,6 +47,15 @@ struct CommandLine {
     )]
     isolation: Isolation,
 
+    /// Ask nothing of other machines: what is not in the store is an error; steps have no network
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_OFFLINE",
+        value_parser = clap::builder::FalseyValueParser::new()
+    )]
+    offline: bool,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -106,7 +115,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     };
     crate::signal::outlive_file_limits()
         .map_err(|e| Failure::io("install", "the signal handler", &e))?;
-    let mut settings = Settings::load(line.root.as_deref())?;
+    let mut settings = Settings::load(line.root.as_deref(), line.offline)?;
     if !matches!(line.command, Command::Lint(_)) {
         settings.isolation = Some(isolation::enter(line.isolation)?);
     }

@@ -18,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) root: PathBuf,
     /// The merged configuration files.
     pub(crate) config: Config,
+    /// Nothing is asked of other machines.
+    pub(crate) offline: bool,
     /// Where the builder is, once it has moved there.
     pub(crate) isolation: Option<Entered>,
 }
@@ -51,8 +53,8 @@ impl Settings {
     /// # Errors
     /// No home folder to put the store in; a configuration file that cannot be read or has an
     /// unknown key.
-    pub(crate) fn load(root: Option<&Path>) -> Result<Self, Failure> {
-        Ok(Self { root: store_root(root)?, config: load_config()?, isolation: None })
+    pub(crate) fn load(root: Option<&Path>, offline: bool) -> Result<Self, Failure> {
+        Ok(Self { root: store_root(root)?, config: load_config()?, offline, isolation: None })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Downloads by URL, for `ADD https://…` and contexts that are an address.
 //!
 //! What a URL gave is kept as a blob with a note of its `ETag`: the next build asks the server
-//! whether it is still the same, and with a checksum asks nobody. The server's words about status are
+//! whether it is still the same, and with a checksum, or offline, asks nobody. The server's words about status are
 //! BuildKit's. Names and passwords in a URL are sent to its origin only and never shown.
 
 use std::io::{self, Read, Write};
@@ -128,6 +128,9 @@ pub fn download(
     if let (Some(checksum), Some(known)) = (&request.checksum, &known)
         && known.digest == *checksum
     {
+        return Ok(known.clone());
+    }
+    if let (true, None, Some(known)) = (client.settings().offline, &request.checksum, &known) {
         return Ok(known.clone());
     }
     let transfer = Transfer { client, store, uri, authorization, progress };

@@ -92,6 +92,12 @@ pub enum RegistryError {
     /// Options that contradict each other.
     #[error("{0}")]
     Conflict(String),
+    /// No other machine may be asked.
+    #[error("`{url}` is not in the store, and nothing is fetched offline")]
+    Offline {
+        /// The address, without its query.
+        url: String,
+    },
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -127,7 +127,7 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
         cwd: working_directory(options, &config),
         user: options.user.clone().unwrap_or_else(|| config.user.clone()),
         groups: Vec::new(),
-        network: network(&options.network)?,
+        network: if settings.offline { Network::None } else { network(&options.network)? },
         own_ids: true,
         insecure: false,
         system_calls: sandbox.system_calls(Some(&key.platform)),

@@ -64,7 +64,11 @@ impl Images {
             store: store.clone(),
             contexts,
             sources: registry::sources(settings, store)?,
-            pull: if refresh { Pull::Always } else { Pull::Missing },
+            pull: match (settings.offline, refresh) {
+                (true, _) => Pull::Never,
+                (false, true) => Pull::Always,
+                (false, false) => Pull::Missing,
+            },
             cancel: cancel.clone(),
             found: Mutex::default(),
         })

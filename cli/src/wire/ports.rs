@@ -65,7 +65,7 @@ impl Ports for Wire<'_> {
     }
 
     fn materialise(&self, layers: &[LayerId]) -> Result<(), StepError> {
-        if self.needs_network() {
+        if !self.sandbox.is_offline() && self.needs_network() {
             net::prepare(self.store.path());
         }
         self.images.materialise(layers)

@@ -11,12 +11,16 @@ use kiln_image::source::Sources;
 use crate::failure::{Failure, chain};
 use crate::settings::Settings;
 
+/// What to do about something that is missing offline.
+pub(crate) const OFFLINE_HELP: &str =
+    "build or `kiln pull` once without --offline, then it is there";
+
 /// Where images come from; it connects when it is used.
 ///
 /// # Errors
 /// Docker's configuration file, which holds credentials, is malformed.
 pub(crate) fn sources(settings: &Settings, store: &Store) -> Result<Sources, Failure> {
-    let mut registry = RegistrySettings::default();
+    let mut registry = RegistrySettings { offline: settings.offline, ..Default::default() };
     for (host, config) in &settings.config.registry {
         if config.http {
             registry.hosts.insecure.insert(host.clone());
@@ -65,6 +69,7 @@ pub(crate) fn failure(error: &RegistryError) -> Failure {
         RegistryError::Connection { .. } => failure.hint(
             "a registry that speaks plain http needs `[registry.\"HOST:PORT\"] http = true` in the configuration",
         ),
+        RegistryError::Offline { .. } => failure.hint(OFFLINE_HELP),
         RegistryError::NotFound { .. } => failure.hint("check name and tag"),
         _ => failure,
     }

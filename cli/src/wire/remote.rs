@@ -29,6 +29,7 @@ pub(crate) struct Remotes {
     /// The caller's SSH agent, where git may use it.
     agent: Option<PathBuf>,
     cancel: Cancel,
+    offline: bool,
     downloads: Mutex<HashMap<HttpOp, Download>>,
     commits: Mutex<HashMap<GitRef, GitCommit>>,
 }
@@ -41,6 +42,7 @@ impl Remotes {
         secrets: &Arc<Secrets>,
         agent: Option<PathBuf>,
         cancel: &Cancel,
+        offline: bool,
     ) -> Self {
         Self {
             store: store.clone(),
@@ -48,6 +50,7 @@ impl Remotes {
             secrets: Arc::clone(secrets),
             agent,
             cancel: cancel.clone(),
+            offline,
             downloads: Mutex::default(),
             commits: Mutex::default(),
         }
@@ -148,8 +151,15 @@ impl Remotes {
         let draft = self.store.draft().map_err(StepError::environment)?;
         let request = self.request(git)?;
         let folder = git_folder(&draft)?;
-        let found = Git::new(&request, &folder, &Fetch(&self.cancel)).resolve();
-        let found = found.map_err(|error| failed(&error))?;
+        let known = KnownCommit::of(&self.store, git);
+        let found = if self.offline && git.commit().is_none() {
+            known.recall().ok_or_else(|| offline(git))?
+        } else {
+            let found = Git::new(&request, &folder, &Fetch(&self.cancel)).resolve();
+            let found = found.map_err(|error| failed(&error))?;
+            known.remember(&found);
+            found
+        };
         commits.insert(git.clone(), found.clone());
         Ok(found)
     }
@@ -162,12 +172,57 @@ impl Remotes {
     /// Checks a git source out into a new layer.
     pub(crate) fn checkout(&self, git: &GitRef, draft: &LayerDraft) -> Result<Tree, StepError> {
         let commit = self.commit(git)?;
+        if self.offline {
+            return Err(offline(git));
+        }
         let request = self.request(git)?;
         let folder = git_folder(draft)?;
         let out =
             Git::new(&request, &folder, &Fetch(&self.cancel)).checkout(&commit, draft.fs_path());
         out.map_err(|error| failed(&error))?;
         draft.scan().map_err(StepError::environment)
+    }
+}
+
+fn offline(git: &GitRef) -> StepError {
+    StepError {
+        kind: Kind::Environment,
+        message: format!("`{git}` is not in the store, and nothing is fetched offline"),
+        help: Some(super::registry::OFFLINE_HELP.to_owned()),
+    }
+}
+
+/// What a git reference was the last time that it was asked for: for builds without a network.
+struct KnownCommit<'a> {
+    store: &'a Store,
+    key: String,
+}
+
+impl<'a> KnownCommit<'a> {
+    const PLATFORM: &'static str = "git";
+    const BYTES_MAX: u64 = 64 << 10;
+
+    fn of(store: &'a Store, git: &GitRef) -> Self {
+        let text = format!("{}\0{}\0{}", git.remote, git.reference, git.keep_git_dir);
+        let hash = blake3::derive_key("kiln 2026 git reference", text.as_bytes());
+        Self { store, key: format!("git:{}", blake3::Hash::from(hash).to_hex()) }
+    }
+
+    fn recall(&self) -> Option<GitCommit> {
+        let digest = self.store.recall_reference(&self.key, Self::PLATFORM).ok()??;
+        let bytes = self.store.read_blob(&digest, Self::BYTES_MAX).ok()??;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// What is not remembered has to be asked for again, no more.
+    fn remember(&self, commit: &GitCommit) {
+        if self.recall().as_ref() == Some(commit) {
+            return;
+        }
+        let text = serde_json::to_vec(commit).unwrap_or_default();
+        if let Ok(digest) = self.store.put_blob(&text) {
+            let _unknown = self.store.remember_reference(&self.key, Self::PLATFORM, &digest);
+        }
     }
 }
 

@@ -128,6 +128,7 @@ fn specification(
     let scratch = draft.work_path().with_file_name("scratch");
     std::fs::create_dir_all(&scratch).map_err(StepError::environment)?;
     let network = match op.network {
+        _ if context.sandbox.is_offline() => spec::Network::None,
         graph::Network::Default => spec::Network::Default,
         graph::Network::None => spec::Network::None,
         graph::Network::Host => spec::Network::Host,

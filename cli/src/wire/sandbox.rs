@@ -25,6 +25,18 @@ use crate::settings::Settings;
 /// The smallest limit of memory: less, and not even a shell starts.
 const MEMORY_MIN: u64 = 6 << 20;
 
+/// Which networks steps may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Networks {
+    /// Their own; this machine's where that cannot be had.
+    #[default]
+    Any,
+    /// Their own alone: `strict-network`.
+    Own,
+    /// None: `--offline`.
+    None,
+}
+
 /// For all steps of a build.
 #[derive(Debug, Default)]
 pub(crate) struct Sandbox {
@@ -33,7 +45,7 @@ pub(crate) struct Sandbox {
     pub(crate) grace: Duration,
     pub(crate) no_new_privileges: bool,
     system_calls: Option<SystemCalls>,
-    strict_network: bool,
+    networks: Networks,
     told: AtomicBool,
     host_ids: bool,
     /// Why no step can run here.
@@ -52,7 +64,11 @@ impl Sandbox {
         allowed: &Allowed,
         settings: &Settings,
     ) -> Result<Self, Failure> {
-        let strict_network = settings.config.strict_network;
+        let networks = match (settings.offline, settings.config.strict_network) {
+            (true, _) => Networks::None,
+            (false, true) => Networks::Own,
+            (false, false) => Networks::Any,
+        };
         let memory = options.memory.as_ref().map(|text| memory(text)).transpose()?;
         let milli_cpus = options.cpus.as_ref().map(|text| milli_cpus(text)).transpose()?;
         let resources = Resources { memory, milli_cpus, pids: options.pids_limit };
@@ -64,7 +80,7 @@ impl Sandbox {
         });
         let dns = dns.collect::<Result<Vec<_>, _>>()?;
         let grace = Duration::from_secs(options.stop_timeout);
-        let mut sandbox = Self { resources, dns, grace, strict_network, ..Self::default() };
+        let mut sandbox = Self { resources, dns, grace, networks, ..Self::default() };
         sandbox.host_ids = options.userns == UserNamespace::Host;
         sandbox.forbidden = settings.isolation.as_ref().and_then(isolation::forbidden);
         for option in &options.security_opt {
@@ -142,6 +158,11 @@ impl Sandbox {
         false
     }
 
+    /// Whether steps have no network, whatever they ask for.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.networks == Networks::None
+    }
+
     /// Says once that a step has the machine's network because it can have none of its own.
     ///
     /// # Errors
@@ -151,7 +172,7 @@ impl Sandbox {
             return Ok(());
         }
         let Some(why) = net::missing() else { return Ok(()) };
-        if self.strict_network {
+        if self.networks == Networks::Own {
             return Err(StepError {
                 kind: Kind::Environment,
                 message: "steps need a network of their own (`strict-network = true`), which cannot be had".to_owned(),

@@ -15,6 +15,7 @@ mod house;
 mod language;
 mod limits;
 mod messages;
+mod offline;
 mod outputs;
 mod probe;
 mod processes;

@@ -4,11 +4,13 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::env::{World, said, text, tool};
 
 /// A repository with two commits, a tag on the first, and a folder.
-fn repository(world: &World) -> String {
+pub(crate) fn repository(world: &World) -> String {
     let folder = world.path("r.git");
     std::fs::create_dir_all(folder.join("sub")).expect("folder made");
     let git = |args: &[&str]| {
@@ -152,12 +154,20 @@ fn standard_input_is_an_archive_or_a_dockerfile() {
 
 /// Answers every request with the file of that name.
 fn serve(folder: &Path) -> String {
+    serve_counted(folder).0
+}
+
+/// The same; counts requests.
+pub(crate) fn serve_counted(folder: &Path) -> (String, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     let folder = folder.to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
+            counted.fetch_add(1, Ordering::SeqCst);
             let mut request = [0; 4096];
             let length = stream.read(&mut request).unwrap_or(0);
             let line = String::from_utf8_lossy(&request[..length]).into_owned();
@@ -175,7 +185,7 @@ fn serve(folder: &Path) -> String {
             let _gone = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
         }
     });
-    format!("http://{address}")
+    (format!("http://{address}"), count)
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub struct RegistrySettings {
     pub retries: Policy,
     /// Blobs above this many bytes are uploaded in chunks of it; none: always as one.
     pub chunk: Option<u64>,
+    /// No other machine is asked for anything.
+    pub offline: bool,
 }
 
 /// A client for all registries; share it, it keeps connections and tokens.
@@ -311,6 +313,9 @@ impl RegistryClient {
         call: &Call<'_>,
         authorization: Option<&str>,
     ) -> Result<Response<Body>, RegistryError> {
+        if self.settings.offline {
+            return Err(RegistryError::Offline { url: shown(&call.uri) });
+        }
         let mut headers = call.headers.clone();
         headers.extend(authorization.map(|value| (AUTHORIZATION, value.to_owned())));
         let mut attempt = 1;
