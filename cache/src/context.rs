@@ -21,7 +21,7 @@ use crate::root::{FileKind, Root, Stat, check_path, read_link_at};
 use crate::scan::{self, LinkNumbers, Place, Rules};
 use crate::stat_cache::StatCache;
 use crate::store::{Store, StoreError, failed};
-use crate::tree::{Entry, Kind, Metadata, Tree};
+use crate::tree::{Entry, Kind, Metadata, NodeRef, Tree};
 use crate::view::{FileIdentity, LARGE, View, ViewEntry, file_kind, not_found};
 
 /// A file that changes this often while it is read is taken as it was read last.
@@ -392,6 +392,16 @@ impl View for Context {
         }
         let entry = self.read_entry(path)?.ok_or_else(|| not_found(path))?;
         Ok(crate::tree_digest::leaf(&entry))
+    }
+
+    fn digest_inside(&self, path: &Path) -> io::Result<ContentDigest> {
+        match self.subtree(path)? {
+            Some((tree, inside)) => {
+                let top = tree.node(&inside).filter(|top| top.entry().is_dir());
+                top.map(NodeRef::digest_inside).ok_or_else(|| not_found(path))
+            }
+            None => Err(not_found(path)),
+        }
     }
 
     fn take_error(&self) -> Option<io::Error> {

@@ -149,6 +149,18 @@ impl Layers {
         }
     }
 
+    /// A digest with the hard links of the subtree, where it has some.
+    fn with_links(&self, stack: &Stack<'_>, digest: ContentDigest) -> ContentDigest {
+        if stack.iter().all(|(_, node)| !node.node().links) {
+            return digest;
+        }
+        let mut groups = LinkGroups::default();
+        self.visit(stack, |path, layer, entry| {
+            groups.add(path, self.layers[layer].origin, entry.link_group);
+        });
+        groups.apply(digest)
+    }
+
     fn frame<'a>(&self, name: &'a OsStr, stack: &Stack<'a>) -> Frame<'a> {
         let rest = self.children_of(stack).into_iter();
         Frame { name, entry: stack[0].1.entry(), rest, done: Vec::new() }
@@ -243,14 +255,18 @@ impl View for Layers {
             return Ok(Tree::empty().content());
         }
         let stack = self.find(path).ok_or_else(|| not_found(path))?;
-        let digest = self.merkle(OsStr::new(""), &stack);
-        if stack.iter().all(|(_, node)| !node.node().links) {
-            return Ok(digest);
+        Ok(self.with_links(&stack, self.merkle(OsStr::new(""), &stack)))
+    }
+
+    fn digest_inside(&self, path: &Path) -> io::Result<ContentDigest> {
+        if self.layers.is_empty() && path.as_os_str().is_empty() {
+            return Ok(Tree::empty().content());
         }
-        let mut groups = LinkGroups::default();
-        self.visit(&stack, |path, layer, entry| {
-            groups.add(path, self.layers[layer].origin, entry.link_group);
-        });
-        Ok(groups.apply(digest))
+        let stack = self.find(path).ok_or_else(|| not_found(path))?;
+        let top = Entry::directory(0o755);
+        let children = self.children_of(&stack).into_iter();
+        let children: Vec<_> =
+            children.map(|(name, stack)| (name.as_bytes(), self.merkle(name, &stack))).collect();
+        Ok(self.with_links(&stack, tree_digest::directory(&top, false, children.into_iter())))
     }
 }

@@ -263,14 +263,28 @@ impl<'a> NodeRef<'a> {
     /// The content of its subtree.
     #[must_use]
     pub fn digest(self) -> ContentDigest {
+        self.with_links(self.merkle())
+    }
+
+    fn with_links(self, merkle: ContentDigest) -> ContentDigest {
         if !self.node().links {
-            return self.merkle();
+            return merkle;
         }
         let mut groups = crate::tree_digest::LinkGroups::default();
         for (path, node) in self.walk() {
             groups.add(&path, 0, node.entry().link_group);
         }
-        groups.apply(self.merkle())
+        groups.apply(merkle)
+    }
+
+    /// The content of what is in this directory, whatever mode and owner it has itself; see
+    /// [`crate::View::digest_inside`].
+    #[must_use]
+    pub fn digest_inside(self) -> ContentDigest {
+        let top = Entry::directory(0o755);
+        let list = self.children().map(|child| (child.name().as_bytes(), child.merkle()));
+        let inside = crate::tree_digest::directory(&top, false, list);
+        self.with_links(inside)
     }
 
     /// The content of its subtree, hard links aside. That of a file costs less to compute than to keep on disk.

@@ -102,6 +102,15 @@ pub trait View: Send + Sync {
     /// `NotFound` when there is nothing; what reading a context says.
     fn digest(&self, path: &Path) -> io::Result<ContentDigest>;
 
+    /// The content of what is in a directory: as [`View::digest`] of one with mode 0755 that belongs to root, whatever
+    /// this one is. Who copies what is in a folder copies neither its mode nor its owner.
+    ///
+    /// # Errors
+    /// As [`View::digest`].
+    fn digest_inside(&self, path: &Path) -> io::Result<ContentDigest> {
+        self.digest(path)
+    }
+
     /// The first failure that [`View::entry`], [`View::children`] or [`View::names`] had to pass over, once: ask when
     /// something is missing that should be there, and when all is read.
     fn take_error(&self) -> Option<io::Error> {

@@ -10,6 +10,8 @@ pub(crate) mod export;
 mod foreign;
 pub(crate) mod images;
 pub(crate) mod kept;
+#[cfg(test)]
+mod metamorphic;
 pub(crate) mod ports;
 mod pressure;
 pub(crate) mod registry;

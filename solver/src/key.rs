@@ -11,7 +11,8 @@
 //!
 //! In the *definition key* inputs count by their definition keys, in the *content key* by their
 //! content. Files of a context count by content in both, and so does what COPY takes from a
-//! snapshot in the content key.
+//! snapshot, or a bind mount shows of one, in the content key. The base of a COPY `--link` is in its
+//! definition key alone.
 //!
 //! The encoding is versioned ([`VERSION`]) and has test vectors: the same inputs give the same key
 //! on every machine.
@@ -22,7 +23,8 @@ use kiln_cache::{ContentDigest, Key};
 use kiln_parser::git::GitRef;
 use kiln_parser::graph::{Chmod, CopyFrom, CopyOp, Input, MkdirOp, Mount, Node, NodeId, Op, RunOp};
 
-/// Changes whenever the meaning of a key does; old records are then never found again.
+/// Changes whenever the meaning of a key does; old records are then never found again. Not where a part is only left out
+/// or gets another name: such a key equals none that was written before.
 pub const VERSION: u32 = 1;
 
 /// Takes the parts of a key.
@@ -72,6 +74,8 @@ pub enum Inputs<'a> {
     Definition(&'a HashMap<NodeId, Key>),
     /// By their content.
     Content(&'a HashMap<NodeId, ContentDigest>),
+    /// By their content, layers of images by their files: another key, known once they are in the store.
+    Files(&'a HashMap<NodeId, ContentDigest>),
 }
 
 impl Inputs<'_> {
@@ -79,7 +83,9 @@ impl Inputs<'_> {
         let Input::Node(id) = input else { return parts.text(name, "scratch") };
         let value = match self {
             Self::Definition(keys) => keys.get(&id).map(Key::hex),
-            Self::Content(contents) => contents.get(&id).map(ContentDigest::hex),
+            Self::Content(contents) | Self::Files(contents) => {
+                contents.get(&id).map(ContentDigest::hex)
+            }
         };
         // A node without a key (a context) is never an input by itself: its files are.
         parts.text(name, value.as_deref().unwrap_or("none"));
@@ -89,11 +95,13 @@ impl Inputs<'_> {
         match self {
             Self::Definition(_) => "definition",
             Self::Content(_) => "content",
+            Self::Files(_) => "files",
         }
     }
 }
 
-/// The key of a node. `selected` is the identity of the files that a COPY reads.
+/// The key of a node. `selected` is the identity of the files that a COPY reads, in the content key also
+/// of those that the bind mounts of a RUN show ([`shows_part`]).
 #[must_use]
 pub fn key(node: &Node, inputs: &Inputs<'_>, selected: Option<&ContentDigest>) -> Key {
     let mut hasher = blake3::Hasher::new();
@@ -134,7 +142,7 @@ fn write(
         }
         Op::Context { .. } | Op::Http(_) => parts.text("operation", "source"),
         Op::Git(git) => write_git(git, selected, parts),
-        Op::Run(run) => write_run(run, inputs, parts),
+        Op::Run(run) => write_run(run, inputs, selected, parts),
         Op::Copy(copy) => write_copy(copy, inputs, selected, parts),
         Op::Mkdir(mkdir) => write_mkdir(mkdir, inputs, parts),
     }
@@ -155,7 +163,12 @@ fn write_git(git: &GitRef, selected: Option<&ContentDigest>, parts: &mut dyn Par
     }
 }
 
-fn write_run(run: &RunOp, inputs: &Inputs<'_>, parts: &mut dyn Parts) {
+fn write_run(
+    run: &RunOp,
+    inputs: &Inputs<'_>,
+    selected: Option<&ContentDigest>,
+    parts: &mut dyn Parts,
+) {
     parts.text("operation", "run");
     inputs.write("base", run.base, parts);
     for argument in &run.args {
@@ -188,16 +201,31 @@ fn write_run(run: &RunOp, inputs: &Inputs<'_>, parts: &mut dyn Parts) {
         parts.text(&format!("limit {}", limit.name), &format!("{}:{}", limit.soft, limit.hard));
     }
     for mount in &run.mounts {
-        write_mount(mount, inputs, parts);
+        let by_files = selected.is_some() && shows_part(mount).is_some();
+        write_mount(mount, inputs, by_files, parts);
+    }
+    if let Some(selected) = selected {
+        parts.text("mounted files", &selected.hex());
     }
 }
 
-fn write_mount(mount: &Mount, inputs: &Inputs<'_>, parts: &mut dyn Parts) {
+/// The snapshot of a bind mount that shows a part of it, and which part.
+#[must_use]
+pub fn shows_part(mount: &Mount) -> Option<(NodeId, &str)> {
+    match mount {
+        Mount::Bind { from: Input::Node(id), source, .. } if source != "/" => Some((*id, source)),
+        _ => None,
+    }
+}
+
+fn write_mount(mount: &Mount, inputs: &Inputs<'_>, by_files: bool, parts: &mut dyn Parts) {
     let name = format!("mount {}", mount.target().unwrap_or_default());
     match mount {
         Mount::Bind { from, source, read_only, .. } => {
             parts.text(&name, &format!("bind {source} {read_only}"));
-            inputs.write("mount source", *from, parts);
+            if !by_files {
+                inputs.write("mount source", *from, parts);
+            }
         }
         Mount::Cache { id, default_id, sharing, from, source, owner, read_only, .. } => {
             let identity =
@@ -222,7 +250,11 @@ fn write_copy(
     parts: &mut dyn Parts,
 ) {
     parts.text("operation", "copy");
-    inputs.write("base", copy.base, parts);
+    let by_content = !matches!(inputs, Inputs::Definition(_));
+    // The layer of `--link` does not depend on what it is put on; the result as a whole does.
+    if !(copy.link && by_content) {
+        inputs.write("base", copy.base, parts);
+    }
     parts.text("destination", &copy.dest);
     parts.text("owner", copy.chown.as_deref().unwrap_or_default());
     match &copy.chmod {
@@ -235,7 +267,6 @@ fn write_copy(
     for pattern in &copy.exclude {
         parts.text("exclude", pattern);
     }
-    let by_content = matches!(inputs, Inputs::Content(_));
     for source in &copy.sources {
         let unpack = format!("{:?}", source.unpack);
         match &source.from {

@@ -37,11 +37,12 @@ pub(crate) fn plan(
     ports: &dyn Ports,
 ) -> Result<Plan, SolveError> {
     let reachable = reachable(graph, targets);
-    let selected = select_outside(graph, &reachable, ports)?;
+    let (selected, parts) = select_outside(graph, &reachable, ports)?;
     let mut plan = Plan { selected, ..Plan::default() };
     for &id in &reachable {
         let node = graph.node(id);
-        let key = key::key(node, &Inputs::Definition(&plan.definitions), plan.selected.get(&id));
+        let selected = plan.selected.get(&id).or_else(|| parts.get(&id));
+        let key = key::key(node, &Inputs::Definition(&plan.definitions), selected);
         plan.definitions.insert(id, key);
         if node.no_cache || node.op.inputs().iter().any(|input| plan.forced.contains(input)) {
             plan.forced.insert(id);
@@ -75,24 +76,30 @@ fn reachable(graph: &Graph, targets: &[NodeId]) -> Vec<NodeId> {
 }
 
 /// What comes from outside is looked at once, side by side: context and remote files of COPYs, the
-/// commits of git sources.
+/// commits of git sources. An ADD that reads snapshots as well (git checkouts) is in the second map,
+/// with what it reads from outside: for its definition key alone.
 fn select_outside(
     graph: &Graph,
     reachable: &[NodeId],
     ports: &dyn Ports,
-) -> Result<HashMap<NodeId, ContentDigest>, SolveError> {
+) -> Result<(Selected, Selected), SolveError> {
     let outside: Vec<NodeId> = reachable
         .iter()
         .copied()
         .filter(|&id| match &graph.node(id).op {
-            Op::Copy(copy) => reads_only_sources(copy.sources.iter().map(|s| &s.from)),
+            Op::Copy(copy) => copy.sources.iter().any(|source| is_outside(&source.from)),
             Op::Git(_) => true,
             _ => false,
         })
         .collect();
     let digest = |id: NodeId| match &graph.node(id).op {
-        Op::Copy(copy) => Some((id, ports.digest_sources(copy, &HashMap::new()))),
-        Op::Git(git) => Some((id, ports.digest_git(git))),
+        Op::Copy(copy) if !reads_only_sources(copy.sources.iter().map(|s| &s.from)) => {
+            let mut outside = copy.as_ref().clone();
+            outside.sources.retain(|source| is_outside(&source.from));
+            Some((id, false, ports.digest_sources(&outside, &HashMap::new())))
+        }
+        Op::Copy(copy) => Some((id, true, ports.digest_sources(copy, &HashMap::new()))),
+        Op::Git(git) => Some((id, true, ports.digest_git(git))),
         _ => None,
     };
     let digests: Vec<_> = match outside.as_slice() {
@@ -100,11 +107,19 @@ fn select_outside(
         [only] => digest(*only).into_iter().collect(),
         many => many.par_iter().filter_map(|&id| digest(id)).collect(),
     };
-    let mut selected = HashMap::new();
-    for (id, digest) in digests {
-        selected.insert(id, digest.map_err(|error| SolveError::Step { id, error })?);
+    let (mut selected, mut parts) = (Selected::new(), Selected::new());
+    for (id, whole, digest) in digests {
+        let digest = digest.map_err(|error| SolveError::Step { id, error })?;
+        if whole { &mut selected } else { &mut parts }.insert(id, digest);
     }
-    Ok(selected)
+    Ok((selected, parts))
+}
+
+/// Identities of files that nodes read.
+type Selected = HashMap<NodeId, ContentDigest>;
+
+const fn is_outside(from: &CopyFrom) -> bool {
+    matches!(from, CopyFrom::Context(_) | CopyFrom::Remote(_))
 }
 
 /// Whether all of a COPY's files are known before anything ran, and there are some.

@@ -70,8 +70,15 @@ fn run_needed(
     }
     let failed = AtomicBool::new(false);
     let stopped = || failed.load(Ordering::SeqCst) || options.interrupted.load(Ordering::SeqCst);
-    let shared =
-        Shared { graph, store, ports, events: &options.events, lease: &lease, stopped: &stopped };
+    let shared = Shared {
+        graph,
+        store,
+        ports,
+        events: &options.events,
+        lease: &lease,
+        stopped: &stopped,
+        contents: std::sync::Mutex::default(),
+    };
     let mut states = States::new(graph, &plan.needed);
     let mut first_error = None;
     let (answers, results) = unbounded::<(NodeId, Answer)>();

@@ -1,11 +1,16 @@
 //! One step on a worker: content key, single flight, run, early cut-off, publish.
 
 use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use kiln_cache::{ContentDigest, Key, LayerId, Lease, NewRecord, Record, Store, StoreError, Tree};
-use kiln_parser::graph::{CopyFrom, Graph, Input, NodeId, Op};
+use kiln_cache::{
+    ContentDigest, Key, LayerId, Layers, Lease, NewRecord, Record, Store, StoreError, Tree,
+    View as _,
+};
+use kiln_parser::graph::{CopyFrom, Graph, Input, NodeId, Op, RunOp};
 
 use crate::event::Event;
 use crate::explain::{self, Miss, Reason};
@@ -23,6 +28,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) events: &'a Sender<Event>,
     pub(crate) lease: &'a Lease,
     pub(crate) stopped: &'a (dyn Fn() -> bool + Sync),
+    /// Contents of layers that were asked for.
+    pub(crate) contents: Mutex<HashMap<LayerId, ContentDigest>>,
 }
 
 /// What one worker is told.
@@ -75,7 +82,7 @@ pub(crate) fn perform(shared: &Shared<'_>, task: &Task) -> Answer {
     let contents: HashMap<NodeId, ContentDigest> =
         task.inputs.iter().map(|(&id, snapshot)| (id, snapshot.content)).collect();
     let content = key::key(node, &Inputs::Content(&contents), selected.as_ref());
-    if let Some(hit) = look_up(shared, task, &content)? {
+    if let Some(hit) = look_up(shared, task, &content, None)? {
         return Ok(hit);
     }
     let lock = match shared.store.try_lock(&content).map_err(store_error)? {
@@ -88,15 +95,62 @@ pub(crate) fn perform(shared: &Shared<'_>, task: &Task) -> Answer {
     if lock.is_none() {
         return Err(StepError::new(crate::ports::Kind::Cancelled, "cancelled"));
     }
-    if let Some(hit) = look_up(shared, task, &content)? {
+    for snapshot in task.inputs.values() {
+        shared.ports.materialise(&snapshot.layers)?;
+    }
+    let files = files_key(shared, task, selected.as_ref())?;
+    if let Some(hit) = look_up(shared, task, &content, files.as_ref())? {
         return Ok(hit);
     }
-    run(shared, task, content, &contents, selected.as_ref())
+    let (record, answer) = run(shared, task, content, &contents, selected.as_ref())?;
+    if let Some(files) = &files {
+        shared.store.add_key(files, record).map_err(store_error)?;
+    }
+    Ok(answer)
+}
+
+/// The content key in which layers of images count by their files, as those of steps do: a base that was packed anew
+/// has other diff ids, but what is built on it stays. `None` where no input has layers of an image.
+fn files_key(
+    shared: &Shared<'_>,
+    task: &Task,
+    selected: Option<&ContentDigest>,
+) -> Result<Option<Key>, StepError> {
+    let mut layers = task.inputs.values().flat_map(|snapshot| &snapshot.layers);
+    if !layers.any(LayerId::is_image) {
+        return Ok(None);
+    }
+    let mut files = HashMap::with_capacity(task.inputs.len());
+    for (&id, snapshot) in &task.inputs {
+        let mut hasher = blake3::Hasher::new();
+        for layer in &snapshot.layers {
+            let Some(content) = layer_content(shared, layer)? else { return Ok(None) };
+            hasher.update(content.as_bytes());
+        }
+        files.insert(id, hasher.finalize().into());
+    }
+    Ok(Some(key::key(shared.graph.node(task.id), &Inputs::Files(&files), selected)))
+}
+
+fn layer_content(shared: &Shared<'_>, id: &LayerId) -> Result<Option<ContentDigest>, StepError> {
+    let known = || shared.contents.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(content) = known().get(id) {
+        return Ok(Some(*content));
+    }
+    let content = shared.store.layer_content(id).map_err(store_error)?;
+    if let Some(content) = content {
+        known().insert(id.clone(), content);
+    }
+    Ok(content)
 }
 
 /// What a COPY reads, where it is not known from the contexts alone.
 fn selected_files(shared: &Shared<'_>, task: &Task) -> Result<Option<ContentDigest>, StepError> {
-    let Op::Copy(copy) = &shared.graph.node(task.id).op else { return Ok(task.selected) };
+    let copy = match &shared.graph.node(task.id).op {
+        Op::Copy(copy) => copy,
+        Op::Run(run) => return mounted_files(shared, task, run),
+        _ => return Ok(task.selected),
+    };
     if task.selected.is_some() || copy.sources.iter().all(|s| matches!(s.from, CopyFrom::Inline(_)))
     {
         return Ok(task.selected);
@@ -115,16 +169,41 @@ fn selected_files(shared: &Shared<'_>, task: &Task) -> Result<Option<ContentDige
     shared.ports.digest_sources(copy, &task.inputs).map(Some)
 }
 
+/// What the bind mounts of a RUN show, where that is a part of a snapshot: no other file of it counts.
+/// `None` where no mount does, or one shows nothing, which the step itself will complain about.
+fn mounted_files(
+    shared: &Shared<'_>,
+    task: &Task,
+    run: &RunOp,
+) -> Result<Option<ContentDigest>, StepError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut any = false;
+    for (id, source) in run.mounts.iter().filter_map(key::shows_part) {
+        let Some(snapshot) = task.inputs.get(&id) else { return Ok(None) };
+        shared.ports.materialise(&snapshot.layers)?;
+        let layers = Layers::open(shared.store, &snapshot.layers).map_err(store_error)?;
+        let digest = kiln_cache::resolve(&layers, Path::new(source), true)
+            .ok()
+            .and_then(|path| layers.digest(&path).ok());
+        let Some(digest) = digest else { return Ok(None) };
+        hasher.update(digest.as_bytes());
+        any = true;
+    }
+    Ok(any.then(|| hasher.finalize().into()))
+}
+
 fn look_up(
     shared: &Shared<'_>,
     task: &Task,
     content: &Key,
+    files: Option<&Key>,
 ) -> Result<Option<(Snapshot, Status)>, StepError> {
     let node = shared.graph.node(task.id);
     if node.no_cache {
         return Ok(None);
     }
     let mut keys = vec![*content];
+    keys.extend(files);
     if task.by_definition {
         keys.push(task.definition);
     }
@@ -153,7 +232,10 @@ fn look_up(
             parts: record.parts.clone(),
             duration_ms: record.duration_ms,
         };
-        shared.store.save_record(&again).map_err(store_error)?;
+        let again = shared.store.save_record(&again).map_err(store_error)?;
+        if let Some(files) = files {
+            shared.store.add_key(files, again.id).map_err(store_error)?;
+        }
     }
     Ok(Some((snapshot, Status::Cached)))
 }
@@ -171,11 +253,10 @@ fn run(
     content: Key,
     contents: &HashMap<NodeId, ContentDigest>,
     selected: Option<&ContentDigest>,
-) -> Answer {
+) -> Result<(i64, (Snapshot, Status)), StepError> {
     let node = shared.graph.node(task.id);
     let base = base_snapshot(task, &node.op);
     for snapshot in task.inputs.values() {
-        shared.ports.materialise(&snapshot.layers)?;
         shared.lease.hold_layers(&snapshot.layers).map_err(store_error)?;
     }
     let digest_key = shared.store.digest_key().map_err(store_error)?;
@@ -209,8 +290,8 @@ fn run(
         parts,
         duration_ms: milliseconds(duration),
     };
-    shared.store.save_record(&record).map_err(store_error)?;
-    Ok((snapshot, Status::Ran { duration, unchanged }))
+    let saved = shared.store.save_record(&record).map_err(store_error)?;
+    Ok((saved.id, (snapshot, Status::Ran { duration, unchanged })))
 }
 
 /// Why a step runs, and what that was found out from.

@@ -320,7 +320,9 @@ impl Search<'_> {
                 add(hasher, b'l', OsStr::new(""), content_of(listed).as_bytes());
             }
             None if item.entry.entry.is_dir() => {
-                add(hasher, b't', OsStr::new(""), read(&item.path)?.as_bytes());
+                let inside = self.view.digest_inside(&item.path);
+                let inside = inside.map_err(CopyError::io("read", &item.path))?;
+                add(hasher, b't', OsStr::new(""), inside.as_bytes());
             }
             None => add(hasher, b'f', &item.name, read(&item.path)?.as_bytes()),
         }
