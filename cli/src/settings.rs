@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     /// Steps that cannot have a network of their own fail, instead of sharing the machine's.
     pub(crate) strict_network: bool,
+    /// A file of certificate authorities that RUN steps trust besides those of their image.
+    pub(crate) ca_certs: Option<PathBuf>,
 }
 
 /// How one registry host is reached.
@@ -96,6 +98,7 @@ fn load_config() -> Result<Config, Failure> {
     {
         merged.registry.extend(own.registry);
         merged.strict_network |= own.strict_network;
+        merged.ca_certs = own.ca_certs.or(merged.ca_certs);
         if !own.cdi_spec_dirs.is_empty() {
             merged.cdi_spec_dirs = own.cdi_spec_dirs;
         }

@@ -2,6 +2,7 @@
 //! connect; decisions are made in the crates.
 
 pub(crate) mod agent;
+mod ca_certs;
 pub(crate) mod config;
 pub(crate) mod copy;
 pub(crate) mod debug;

@@ -30,7 +30,7 @@ use crate::spec::{Limit, RunSpec, Stack, Streams};
 use crate::stdio::Ends;
 use crate::sys::process::{self, Side};
 use crate::user::{self, User};
-use crate::{capability, etc, init_program, insecure, mounts, net};
+use crate::{capability, etc, init_program, insecure, mounts, net, trust};
 
 /// Open files of a step: soft and hard limit.
 const NOFILE_SOFT: u64 = 1024;
@@ -328,17 +328,22 @@ fn build(
     for directory in ["/proc", "/sys", "/dev"] {
         mounts::stub(bottom, Path::new(directory), true)?;
     }
+    let mut layers = stack(&spec.base, &host.place);
+    let trusted = spec.ca_certs.as_ref().map(|ca| trust::prepare(ca, &layers, bottom, &spec.env));
+    let trusted = trusted.transpose()?.unwrap_or_default();
+    layers.layers.extend(trusted.layer);
     let all: Vec<_> = [
         mounts::file("/etc/resolv.conf", etc::resolv_conf(spec, own_network)),
         mounts::file("/etc/hosts", etc::hosts(spec)),
     ]
     .into_iter()
+    .chain(trusted.mounts)
     .chain(spec.mounts.iter().cloned())
     .collect();
     let cgroups = spec.insecure.then(insecure::cgroups).transpose()?;
     let prepared = mounts::prepare(&all, &host.place, bottom)?;
     let upper = Upper { upper: &host.place.path(&spec.upper), work: &host.place.path(&spec.work) };
-    let root = rootfs::overlay(&stack(&spec.base, &host.place), bottom, Some(&upper))?;
+    let root = rootfs::overlay(&layers, bottom, Some(&upper))?;
     let sys = handles.sys(spec);
     let system = System::make(sys)?;
     rootfs::enter(&root, Path::new("root"))?;
@@ -390,6 +395,9 @@ fn find_user(spec: &str) -> Result<User, Failed> {
 /// HOME comes from the image's passwd file, unless it is set (runc's rule).
 fn environment(spec: &RunSpec, user: &User) -> Vec<(String, String)> {
     let mut env = spec.env.clone();
+    if spec.ca_certs.is_some() {
+        trust::add_variables(&mut env);
+    }
     if !env.iter().any(|(name, value)| name == "HOME" && !value.is_empty()) {
         let home = user.home.clone().unwrap_or_else(|| "/".to_owned());
         env.retain(|(name, _)| name != "HOME");

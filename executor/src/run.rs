@@ -22,6 +22,7 @@ use crate::spec::{Network, RunSpec, Streams, SystemCalls};
 use crate::stdio;
 use crate::sys::process::{self, Side};
 use crate::terminal::Typing;
+use crate::trust;
 
 pub use crate::stdio::{LogSink, Stream};
 
@@ -109,6 +110,9 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         return Err(RunError::Cancelled);
     }
     let exit = outcome(&answer)?;
+    if let Some(given) = &spec.ca_certs {
+        trust::forget(given, &spec.upper)?;
+    }
     Ok(match group.and_then(|group| group.hit()) {
         Some(_) if exit == Exit::Code(0) => exit,
         Some(Hit::Memory) => Exit::OutOfMemory,

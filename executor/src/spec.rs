@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::seccomp::Filter;
+use crate::trust::CaCerts;
 
 /// The network that a step sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +180,8 @@ pub struct RunSpec {
     pub limits: Vec<Limit>,
     /// Name servers instead of the host's.
     pub dns: Vec<IpAddr>,
+    /// Certificate authorities that it trusts besides those of its image.
+    pub ca_certs: Option<CaCerts>,
     /// What the step may use of the machine.
     pub resources: Resources,
     /// How long a step that is stopped has from SIGTERM to SIGKILL.

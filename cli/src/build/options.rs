@@ -191,6 +191,10 @@ pub(crate) struct SandboxOptions {
     /// Name server of RUN steps, instead of this machine's
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) dns: Vec<String>,
+
+    /// Certificate authorities (PEM) that RUN steps trust, besides those of the image; in no layer, in no key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_certs: Option<PathBuf>,
 }
 
 /// What leaves.

@@ -65,6 +65,9 @@ pub(super) struct Options {
     /// Name server, instead of this machine's
     #[arg(long, value_name = "ADDRESS")]
     dns: Vec<String>,
+    /// Certificate authorities (PEM) that the command trusts, besides those of the image
+    #[arg(long, value_name = "FILE")]
+    ca_certs: Option<PathBuf>,
     /// Which of several platforms (default: this machine's)
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<String>,
@@ -138,6 +141,7 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
         shm_size: None,
         limits: Vec::new(),
         dns: sandbox.dns.clone(),
+        ca_certs: sandbox.ca_certs.clone(),
         resources: sandbox.resources,
         grace: GRACE,
         cgroup_parent: None,
@@ -156,6 +160,7 @@ fn sandbox_options(options: &Options) -> SandboxOptions {
         userns: UserNamespace::Auto,
         security_opt: Vec::new(),
         dns: options.dns.clone(),
+        ca_certs: options.ca_certs.clone(),
     }
 }
 

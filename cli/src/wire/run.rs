@@ -157,6 +157,7 @@ fn specification(
         shm_size: op.shm_size,
         limits: op.ulimits.iter().map(limit).collect(),
         dns: context.sandbox.dns.clone(),
+        ca_certs: context.sandbox.ca_certs.clone(),
         resources: context.sandbox.resources,
         grace: context.sandbox.grace,
         cgroup_parent: op.cgroup_parent.as_deref().map(str::to_owned),

@@ -11,11 +11,12 @@ use kiln_executor::check::shares_proc;
 use kiln_executor::net;
 use kiln_executor::run::own_ids_missing;
 use kiln_executor::spec::{Network, Resources, SystemCalls};
+use kiln_executor::trust::CaCerts;
 use kiln_parser::lower::Allowed;
 use kiln_parser::platform::Platform;
 use kiln_solver::ports::{Kind, Log, StepError, Stream};
 
-use super::seccomp;
+use super::{ca_certs, seccomp};
 use crate::build::options::{SandboxOptions, UserNamespace};
 use crate::build::values;
 use crate::failure::Failure;
@@ -42,6 +43,7 @@ enum Networks {
 pub(crate) struct Sandbox {
     pub(crate) resources: Resources,
     pub(crate) dns: Vec<IpAddr>,
+    pub(crate) ca_certs: Option<CaCerts>,
     pub(crate) grace: Duration,
     pub(crate) no_new_privileges: bool,
     system_calls: Option<SystemCalls>,
@@ -81,6 +83,8 @@ impl Sandbox {
         let dns = dns.collect::<Result<Vec<_>, _>>()?;
         let grace = Duration::from_secs(options.stop_timeout);
         let mut sandbox = Self { resources, dns, grace, networks, ..Self::default() };
+        let configured = settings.config.ca_certs.as_deref();
+        sandbox.ca_certs = ca_certs::read(options.ca_certs.as_deref(), configured)?;
         sandbox.host_ids = options.userns == UserNamespace::Host;
         sandbox.forbidden = settings.isolation.as_ref().and_then(isolation::forbidden);
         for option in &options.security_opt {

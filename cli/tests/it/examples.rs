@@ -15,7 +15,7 @@ fn repository() -> PathBuf {
 }
 
 /// The Debian root file system that scripts/base-image.sh makes.
-fn base() -> PathBuf {
+pub(crate) fn base() -> PathBuf {
     let given = std::env::var_os("KILN_TEST_BASE").map(PathBuf::from);
     let base = given.unwrap_or_else(|| repository().join("target/base/debian.tar"));
     if !base.exists() {

@@ -5,6 +5,7 @@ mod allow;
 mod attack;
 mod attacks;
 mod build;
+mod ca_certs;
 mod call;
 mod devices;
 mod env;

@@ -73,6 +73,7 @@ impl Sandbox {
             shm_size: None,
             limits: Vec::new(),
             dns: Vec::new(),
+            ca_certs: None,
             grace: Duration::from_secs(1),
             resources: Resources::default(),
             cgroup_parent: None,
