@@ -3,19 +3,26 @@
 use std::net::IpAddr;
 
 use crate::net::RESOLVER;
-use crate::spec::{Network, RunSpec};
+use crate::spec::{HostAddress, Network, RunSpec};
 
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 const SYSTEMD_RESOLV_CONF: &str = "/run/systemd/resolve/resolv.conf";
 
-/// `/etc/hosts`: localhost, the host name, and what `--add-host` says.
-pub(crate) fn hosts(spec: &RunSpec) -> String {
+/// `/etc/hosts`: localhost, the host name, and what `--add-host` says. Without a `gateway` the names that
+/// lead there are unknown.
+pub(crate) fn hosts(spec: &RunSpec, gateway: Option<IpAddr>) -> String {
     let mut text = format!(
         "127.0.0.1\tlocalhost {}\n::1\tlocalhost ip6-localhost ip6-loopback\n",
         spec.hostname
     );
     for (name, address) in &spec.hosts {
-        text.push_str(&format!("{address}\t{name}\n"));
+        let address = match address {
+            HostAddress::Fixed(address) => Some(*address),
+            HostAddress::Gateway => gateway,
+        };
+        if let Some(address) = address {
+            text.push_str(&format!("{address}\t{name}\n"));
+        }
     }
     text
 }

@@ -8,6 +8,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::chown;
 use std::path::Path;
@@ -93,6 +94,15 @@ impl Joined {
         match self {
             Self::Connected(lease) => lease.namespace(),
             Self::Host | Self::New => None,
+        }
+    }
+
+    /// Where this machine's services are, if they can be reached.
+    fn gateway(&self) -> Option<IpAddr> {
+        match self {
+            Self::Host => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            Self::New => None,
+            Self::Connected(lease) => lease.gateway(),
         }
     }
 }
@@ -334,7 +344,7 @@ fn build(
     layers.layers.extend(trusted.layer);
     let all: Vec<_> = [
         mounts::file("/etc/resolv.conf", etc::resolv_conf(spec, own_network)),
-        mounts::file("/etc/hosts", etc::hosts(spec)),
+        mounts::file("/etc/hosts", etc::hosts(spec, handles.network.gateway())),
     ]
     .into_iter()
     .chain(trusted.mounts)

@@ -1,13 +1,14 @@
 //! Networks of steps: a network namespace whose packets pasta(1) carries to the host's sockets. It has
 //! the host's addresses and routes, but not its loopback interface: services on 127.0.0.1 are out of
-//! reach.
+//! reach. So are those on its other addresses, which are the network's own; a network that shall
+//! reach them (`--add-host NAME:host-gateway`) has an address of its own instead.
 //!
 //! Making one takes longer than a small step, so they are made ahead and used by one step after
 //! another. Nothing of a step stays in them: its processes are gone, and it could not change them.
 
 use std::fs;
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,10 +27,18 @@ use crate::sys::process::{self, Side};
 /// Where steps ask for names if the host's own resolver listens on its loopback interface.
 pub(crate) const RESOLVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 1, 1));
 
+/// What a network has instead of the host's addresses, so that those lead to the host: an address, the
+/// length of its prefix, and the gateway. They are in the range that nobody routes (RFC 3927), beside the
+/// resolver.
+const OWN_ADDRESS: [&str; 6] =
+    ["--address", "169.254.1.2", "--netmask", "29", "--gateway", "169.254.1.3"];
+
 /// One network. It ends with this value, or with this process.
 #[derive(Debug)]
 struct Network {
     namespace: OwnedFd,
+    /// Where the host is, for a network that reaches it.
+    gateway: Option<IpAddr>,
     /// The keeper's pipe. Its end lets the keeper kill pasta (which does not notice that its namespace
     /// is gone) and go, with that the holder, with that the namespace.
     alive: Option<OwnedFd>,
@@ -63,8 +72,9 @@ pub fn missing() -> Option<String> {
 }
 
 /// Begins to make a network, so that the first step need not wait as long. `store` is the folder that
-/// [`crate::spec::RunSpec::store`] will name.
-pub fn prepare(store: &Path) {
+/// [`crate::spec::RunSpec::store`] will name; `reaches_host` says that a host of the step is
+/// [`crate::spec::HostAddress::Gateway`].
+pub fn prepare(store: &Path, reaches_host: bool) {
     let mut pool = lock();
     if pool.coming > 0 || !pool.free.is_empty() || find_pasta().is_none() {
         return;
@@ -73,7 +83,7 @@ pub fn prepare(store: &Path) {
     drop(pool);
     let store = store.to_owned();
     let made = std::thread::Builder::new().name("network".to_owned()).spawn(move || {
-        let made = Network::make(&store);
+        let made = Network::make(&store, reaches_host);
         let mut pool = lock();
         pool.coming -= 1;
         // Why there is none is told to the step that asks for one.
@@ -86,11 +96,12 @@ pub fn prepare(store: &Path) {
 }
 
 /// A network for one step.
-pub(crate) fn take(store: &Path) -> io::Result<Lease> {
+pub(crate) fn take(store: &Path, reaches_host: bool) -> io::Result<Lease> {
     let mut pool = lock();
     loop {
-        if let Some(network) = pool.free.pop() {
-            return Ok(Lease(Some(network)));
+        let fits = |network: &Network| network.gateway.is_some() == reaches_host;
+        if let Some(number) = pool.free.iter().position(fits) {
+            return Ok(Lease(Some(pool.free.swap_remove(number))));
         }
         if pool.coming == 0 {
             break;
@@ -98,7 +109,7 @@ pub(crate) fn take(store: &Path) -> io::Result<Lease> {
         pool = ARRIVED.wait(pool).unwrap_or_else(PoisonError::into_inner);
     }
     drop(pool);
-    Network::make(store).map(|network| Lease(Some(network)))
+    Network::make(store, reaches_host).map(|network| Lease(Some(network)))
 }
 
 fn lock() -> std::sync::MutexGuard<'static, Pool> {
@@ -111,6 +122,11 @@ impl Lease {
     pub(crate) fn namespace(&self) -> Option<&OwnedFd> {
         self.0.as_ref().map(|network| &network.namespace)
     }
+
+    /// Where the host is, if it can be reached.
+    pub(crate) fn gateway(&self) -> Option<IpAddr> {
+        self.0.as_ref().and_then(|network| network.gateway)
+    }
 }
 
 impl Drop for Lease {
@@ -120,17 +136,18 @@ impl Drop for Lease {
 }
 
 impl Network {
-    fn make(store: &Path) -> io::Result<Self> {
+    fn make(store: &Path, reaches_host: bool) -> io::Result<Self> {
+        let gateway = if reaches_host { Some(outer_address()?) } else { None };
         let owner = ids::namespace(store)?;
         let (answer, tells) = pipe_with(PipeFlags::CLOEXEC)?;
         let (waits, alive) = pipe_with(PipeFlags::CLOEXEC)?;
         let keeper = match process::fork()? {
-            Side::Child => keep(&owner.fd, tells, &waits),
+            Side::Child => keep(&owner.fd, tells, &waits, reaches_host),
             Side::Parent(child) => child,
         };
         drop((tells, waits));
         match namespace_of(&answer) {
-            Ok(namespace) => Ok(Self { namespace, alive: Some(alive), keeper }),
+            Ok(namespace) => Ok(Self { namespace, gateway, alive: Some(alive), keeper }),
             Err(error) => {
                 drop(alive);
                 reap(keeper);
@@ -167,8 +184,8 @@ fn reap(child: Pid) {
 
 /// In a child of the builder, with its rights: starts a holder of the namespace and pasta, says so, and
 /// kills pasta when the builder is gone, however soon that is.
-fn keep(owner: &OwnedFd, tells: OwnedFd, waits: &OwnedFd) -> ! {
-    let started = start(owner, &tells, waits);
+fn keep(owner: &OwnedFd, tells: OwnedFd, waits: &OwnedFd, reaches_host: bool) -> ! {
+    let started = start(owner, &tells, waits, reaches_host);
     let told = match &started {
         Ok((holder, _)) => holder.to_string(),
         Err(error) => error.to_string(),
@@ -187,7 +204,12 @@ fn keep(owner: &OwnedFd, tells: OwnedFd, waits: &OwnedFd) -> ! {
 }
 
 /// The holder's number, and pasta.
-fn start(owner: &OwnedFd, tells: &OwnedFd, waits: &OwnedFd) -> io::Result<(Pid, OwnedFd)> {
+fn start(
+    owner: &OwnedFd,
+    tells: &OwnedFd,
+    waits: &OwnedFd,
+    reaches_host: bool,
+) -> io::Result<(Pid, OwnedFd)> {
     process::close_others(&[owner.as_raw_fd(), tells.as_raw_fd(), waits.as_raw_fd()])?;
     process::reset_signals()?;
     nix::unistd::setsid()?;
@@ -208,7 +230,7 @@ fn start(owner: &OwnedFd, tells: &OwnedFd, waits: &OwnedFd) -> io::Result<(Pid, 
         };
         return Err(io::Error::from_raw_os_error(code));
     }
-    let number = connect(&format!("/proc/{holder}/ns/net"))?;
+    let number = connect(&format!("/proc/{holder}/ns/net"), reaches_host)?;
     let pid = rustix::process::Pid::from_raw(number).ok_or(io::ErrorKind::InvalidData)?;
     Ok((holder, rustix::process::pidfd_open(pid, PidfdFlags::empty())?))
 }
@@ -231,7 +253,7 @@ fn hold(owner: &OwnedFd, done: &OwnedFd, keeper: Pid) -> io::Result<()> {
 }
 
 /// Starts pasta, which goes to the background when the network is up; gives the number of its process.
-fn connect(namespace: &str) -> io::Result<i32> {
+fn connect(namespace: &str, reaches_host: bool) -> io::Result<i32> {
     let pasta = find_pasta().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     // Not a pipe: pasta keeps the file open.
     let pid_file = tempfile::NamedTempFile::new()?;
@@ -240,6 +262,7 @@ fn connect(namespace: &str) -> io::Result<i32> {
         // Nothing is forwarded, in neither direction.
         .args(["-t", "none", "-u", "none", "-T", "none", "-U", "none"])
         .args(["--dns-forward", &RESOLVER.to_string()])
+        .args(if reaches_host { &OWN_ADDRESS[..] } else { &[] })
         .arg("--pid")
         .arg(pid_file.path())
         .args(["--netns-only", "--netns", namespace])
@@ -254,6 +277,24 @@ fn connect(namespace: &str) -> io::Result<i32> {
     let told = String::from_utf8_lossy(&output.stderr);
     let told = told.lines().rfind(|line| !line.contains("syslog")).unwrap_or_default();
     Err(io::Error::other(format!("pasta: {told}")))
+}
+
+/// The address that the host has to the outside: that of a connection to anywhere. Nothing is sent: a
+/// datagram socket only looks up the route. The address there is one for documentation (RFC 5737).
+fn outer_address() -> io::Result<IpAddr> {
+    let looked_up = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect((Ipv4Addr::new(203, 0, 113, 1), 9))?;
+        socket.local_addr()
+    });
+    match looked_up {
+        Ok(address) => Ok(address.ip()),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!(
+                "host-gateway: this machine has no way out by IPv4 ({error}); remedy: --add-host with an address"
+            ),
+        )),
+    }
 }
 
 fn find_pasta() -> Option<PathBuf> {

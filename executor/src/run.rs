@@ -139,7 +139,7 @@ fn network(spec: &RunSpec) -> Result<Joined, RunError> {
         Network::None => Ok(Joined::New),
         Network::Host => Ok(Joined::Host),
         Network::Default if net::missing().is_some() => Ok(Joined::Host),
-        Network::Default => net::take(&spec.store)
+        Network::Default => net::take(&spec.store, spec.reaches_host())
             .map(Joined::Connected)
             .map_err(|error| RunError::Sandbox(format!("make a network: {error}"))),
     }

@@ -20,6 +20,15 @@ pub enum Network {
     Host,
 }
 
+/// What a line of /etc/hosts leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostAddress {
+    /// An address.
+    Fixed(IpAddr),
+    /// Wherever this machine's services are reached from the step's network: `host-gateway`.
+    Gateway,
+}
+
 /// A stack of layer directories, bottom to top, shown as one file system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stack {
@@ -171,7 +180,7 @@ pub struct RunSpec {
     /// Host name.
     pub hostname: String,
     /// Further lines of /etc/hosts.
-    pub hosts: Vec<(String, IpAddr)>,
+    pub hosts: Vec<(String, HostAddress)>,
     /// Mounts, parents before children.
     pub mounts: Vec<MountSpec>,
     /// Size of /dev/shm, bytes.
@@ -188,4 +197,11 @@ pub struct RunSpec {
     pub grace: Duration,
     /// The control group below which the step gets its own; `None` for that of the builder.
     pub cgroup_parent: Option<String>,
+}
+
+impl RunSpec {
+    /// Whether the step asks for a way to this machine's services.
+    pub(crate) fn reaches_host(&self) -> bool {
+        self.hosts.iter().any(|(_, address)| *address == HostAddress::Gateway)
+    }
 }

@@ -34,8 +34,7 @@ pub(super) fn options(
     let language = &options.language;
     let mut hosts = Vec::new();
     for option in &language.add_host {
-        let found = values::add_host(option)?;
-        hosts.extend(found.into_iter().map(|(name, address)| (name, address.to_string())));
+        hosts.extend(values::add_host(option)?);
     }
     let ulimits = language.ulimit.iter().map(|text| ulimit(text)).collect::<Result<Vec<_>, _>>()?;
     Ok(LowerOptions {

@@ -135,7 +135,7 @@ pub(crate) struct LanguageOptions {
     #[arg(long, value_name = "ENTITLEMENT")]
     pub(crate) allow: Vec<String>,
 
-    /// Additional line of /etc/hosts: HOST:IP or HOST=IP
+    /// Additional line of /etc/hosts: HOST:IP or HOST=IP; HOST:host-gateway for this machine
     #[arg(long, value_name = "HOST:IP")]
     pub(crate) add_host: Vec<String>,
 

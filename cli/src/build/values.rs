@@ -1,6 +1,6 @@
 //! Values of single options of `kiln build` that are more than a word.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use kiln_parser::git::GitRef;
@@ -75,12 +75,15 @@ fn layout_value(text: &str) -> ContextValue {
     }
 }
 
+/// The address that is this machine's, wherever the step's network has it.
+pub(crate) const HOST_GATEWAY: &str = "host-gateway";
+
 /// Reads one `--add-host HOST:IP` or `HOST=IP`; several addresses are separated by commas, IPv6
 /// ones may stand in brackets.
 ///
 /// # Errors
 /// No address, or something that is none.
-pub(crate) fn add_host(option: &str) -> Result<Vec<(String, IpAddr)>, Failure> {
+pub(crate) fn add_host(option: &str) -> Result<Vec<(String, String)>, Failure> {
     let bad = |why: String| Failure::usage(format_args!("invalid --add-host `{option}`: {why}"));
     let (host, addresses) = option
         .split_once('=')
@@ -89,11 +92,12 @@ pub(crate) fn add_host(option: &str) -> Result<Vec<(String, IpAddr)>, Failure> {
         .ok_or_else(|| bad("it must be HOST:IP".to_owned()))?;
     let parse = |address: &str| {
         let bare = address.trim_start_matches('[').trim_end_matches(']');
-        if bare == "host-gateway" {
-            // Steps share the host's network: its services are where they are for the host itself.
-            return Ok(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        if bare == HOST_GATEWAY {
+            return Ok(HOST_GATEWAY.to_owned());
         }
-        bare.parse().map_err(|_| bad(format!("`{address}` is not an IP address")))
+        let parsed: Result<IpAddr, _> = bare.parse();
+        let known = parsed.map(|address| address.to_string());
+        known.map_err(|_| bad(format!("`{address}` is not an IP address")))
     };
     addresses.split(',').map(|address| Ok((host.to_owned(), parse(address)?))).collect()
 }
@@ -158,8 +162,8 @@ mod tests {
     fn hosts() {
         assert_eq!(add_host("a:10.0.0.1").expect("valid").len(), 1);
         assert_eq!(add_host("a=[::1],10.0.0.1").expect("valid").len(), 2);
-        assert!(add_host("a=host-gateway").expect("valid")[0].1.is_loopback());
-        assert_eq!(add_host("a:::1").expect("valid")[0].1.to_string(), "::1");
+        assert_eq!(add_host("a=host-gateway").expect("valid")[0].1, "host-gateway");
+        assert_eq!(add_host("a:::1").expect("valid")[0].1, "::1");
         for wrong in ["a", "a:b", ":10.0.0.1"] {
             assert!(add_host(wrong).is_err(), "{wrong}");
         }

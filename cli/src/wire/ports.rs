@@ -40,9 +40,15 @@ pub(crate) struct Wire<'a> {
 }
 
 impl Wire<'_> {
-    fn needs_network(&self) -> bool {
-        let default = |op: &Op| matches!(op, Op::Run(run) if run.network == Network::Default);
-        self.graph.ids().any(|id| default(&self.graph.node(id).op))
+    /// Whether a step needs a network of its own, and if so, whether one has to reach this machine.
+    fn needs_network(&self) -> Option<bool> {
+        if self.sandbox.is_offline() {
+            return None;
+        }
+        self.graph.ids().find_map(|id| match &self.graph.node(id).op {
+            Op::Run(op) if op.network == Network::Default => Some(run::reaches_host(op)),
+            _ => None,
+        })
     }
 }
 
@@ -65,8 +71,8 @@ impl Ports for Wire<'_> {
     }
 
     fn materialise(&self, layers: &[LayerId]) -> Result<(), StepError> {
-        if !self.sandbox.is_offline() && self.needs_network() {
-            net::prepare(self.store.path());
+        if let Some(reaches_host) = self.needs_network() {
+            net::prepare(self.store.path(), reaches_host);
         }
         self.images.materialise(layers)
     }

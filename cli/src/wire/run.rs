@@ -1,6 +1,5 @@
 //! RUN: a node of the graph as a specification of the executor.
 
-use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,7 @@ use kiln_cache::{CacheMount, CacheMountRequest, LayerDraft, Root, Sharing, Store
 use kiln_executor::cancel::Cancel;
 use kiln_executor::run::{self as executor, Exit, LogSink, RunError};
 use kiln_executor::spec::{
-    self, Limit, MountSource, MountSpec, Resources, RunSpec, Stack, Streams,
+    self, HostAddress, Limit, MountSource, MountSpec, Resources, RunSpec, Stack, Streams,
 };
 use kiln_parser::graph::{self, Input, Mount, RunOp};
 use kiln_parser::mount;
@@ -22,6 +21,7 @@ use super::pressure;
 use super::sandbox::Sandbox;
 use crate::build::agents::Agents;
 use crate::build::secrets::Secrets;
+use crate::build::values::HOST_GATEWAY;
 
 /// What RUN needs besides the step.
 pub(crate) struct RunContext<'a> {
@@ -172,17 +172,25 @@ fn limit(limit: &graph::Ulimit) -> Limit {
     }
 }
 
-fn hosts(op: &RunOp) -> Result<Vec<(String, IpAddr)>, StepError> {
+/// Whether a host of the step is this machine.
+pub(super) fn reaches_host(op: &RunOp) -> bool {
+    op.hosts.iter().any(|(_, address)| address == HOST_GATEWAY)
+}
+
+fn hosts(op: &RunOp) -> Result<Vec<(String, HostAddress)>, StepError> {
     op.hosts
         .iter()
         .map(|(name, address)| {
+            if address == HOST_GATEWAY {
+                return Ok((name.clone(), HostAddress::Gateway));
+            }
             let address = address.parse().map_err(|_| {
                 StepError::new(
                     Kind::Input,
                     format!("`{address}` is not an address for host `{name}`"),
                 )
             })?;
-            Ok((name.clone(), address))
+            Ok((name.clone(), HostAddress::Fixed(address)))
         })
         .collect()
 }

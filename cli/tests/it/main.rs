@@ -16,6 +16,7 @@ mod house;
 mod language;
 mod limits;
 mod messages;
+mod networks;
 mod offline;
 mod outputs;
 mod probe;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kiln_executor::cancel::Cancel;
 use kiln_executor::run::{Exit, LogSink, RunError, Stream, run};
 use kiln_executor::spec::{
-    MountSource, MountSpec, Network, Resources, RunSpec, Stack, Streams, SystemCalls,
+    HostAddress, MountSource, MountSpec, Network, Resources, RunSpec, Stack, Streams, SystemCalls,
 };
 
 #[derive(Default)]
@@ -68,7 +68,7 @@ impl Sandbox {
             system_calls: SystemCalls::Standard { multiplexed_sockets: false },
             no_new_privileges: false,
             hostname: "buildkitsandbox".into(),
-            hosts: vec![("extra".into(), "10.9.8.7".parse().expect("address"))],
+            hosts: vec![("extra".into(), HostAddress::Fixed("10.9.8.7".parse().expect("address")))],
             mounts: Vec::new(),
             shm_size: None,
             limits: Vec::new(),
