@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use kiln_cache::Damage;
 use kiln_parser::graph::Op;
 use kiln_parser::lower::Lowered;
 use kiln_solver::outcome::SolveError;
@@ -38,11 +39,37 @@ pub(super) struct Work<'a> {
     pub(super) settings: &'a Settings,
 }
 
-/// Solves the graph and writes the outputs.
+/// How often a build begins anew because something in the store was damaged. Each time that is set aside.
+const HEALINGS: usize = 20;
+
+/// Solves the graph and writes the outputs. What is found damaged on the way is told, and made or fetched anew.
 ///
 /// # Errors
 /// A step failed, or an output could not be written.
 pub(super) fn build(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>, Failure> {
+    let mut healings = 0;
+    loop {
+        let result = attempt(engine, work);
+        let damage = engine.store.take_damage();
+        for Damage { what, reason, kept } in &damage {
+            let place = kept.display();
+            let note =
+                format!("note: {what} of the store was damaged: {reason}; it is in `{place}`\n");
+            crate::command::print_error(&note);
+        }
+        healings += 1;
+        match result {
+            Err(failure) if !failure.is_interruption() && !damage.is_empty() => {
+                if healings == HEALINGS {
+                    return Err(failure.hint("`kiln fsck` looks at all of the store"));
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+fn attempt(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>, Failure> {
     let current = Current::begin(head(engine.options, work));
     let mut document = current.head.clone();
     let result = run(engine, work, &current, &mut document);

@@ -7,6 +7,7 @@ mod attacks;
 mod build;
 mod ca_certs;
 mod call;
+mod damage;
 mod devices;
 mod env;
 mod examples;
