@@ -125,6 +125,8 @@ fn records_answer_under_both_keys() {
     assert_eq!(store.lookup(&key("d1")).unwrap().unwrap(), again);
     let like = store.records_like("RUN make", 10).unwrap();
     assert_eq!(like.iter().map(|r| r.id).collect::<Vec<_>>(), [again.id, other.id]);
+    store.add_key(&key("d3"), other.id).unwrap();
+    assert_eq!(store.lookup(&key("d3")).unwrap().unwrap().id, other.id);
     store.touch(&[again.id, 12345]).unwrap();
     // Without a layer of its chain a record does not answer.
     std::fs::remove_dir_all(store.layer_path(&first)).unwrap();
