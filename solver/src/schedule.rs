@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
-use kiln_cache::Store;
+use kiln_cache::{Lease, Store};
 use kiln_parser::graph::{Graph, NodeId};
 
 use crate::event::Event;
@@ -40,7 +40,7 @@ pub fn solve(
     ports: &dyn Ports,
     options: &SolveOptions<'_>,
 ) -> Result<Outcome, SolveError> {
-    let plan = plan::plan(graph, targets, store, ports)?;
+    let (plan, lease) = held_plan(graph, targets, store, ports)?;
     step::send(&options.events, Event::Planned(plan.definitions.clone()));
     let mut outcome = Outcome { snapshots: plan.snapshots.clone(), ..Outcome::default() };
     for &id in &plan.reachable {
@@ -49,11 +49,35 @@ pub fn solve(
             step::send(&options.events, Event::Cached(id));
         }
     }
-    if plan.needed.is_empty() {
-        return Ok(outcome);
-    }
-    run_needed(graph, store, ports, options, &plan, &mut outcome)?;
+    let Some(lease) = lease else { return Ok(outcome) };
+    run_needed(graph, store, ports, options, (&plan, &lease), &mut outcome)?;
+    outcome.lease = Some(lease);
     Ok(outcome)
+}
+
+/// A plan whose results cannot be pruned any more. What another process removes between look-up and hold is planned
+/// again; what was held before stays. Where nothing has to run, nothing is held: who then misses something asks again.
+fn held_plan(
+    graph: &Graph,
+    targets: &[NodeId],
+    store: &Store,
+    ports: &dyn Ports,
+) -> Result<(Plan, Option<Lease>), SolveError> {
+    let mut plan = plan::plan(graph, targets, store, ports)?;
+    if plan.needed.is_empty() {
+        return Ok((plan, None));
+    }
+    let lease = store.lease()?;
+    loop {
+        let mut whole = true;
+        for snapshot in plan.snapshots.values() {
+            whole &= lease.hold_layers(&snapshot.layers)?;
+        }
+        if whole {
+            return Ok((plan, Some(lease)));
+        }
+        plan = plan::plan(graph, targets, store, ports)?;
+    }
 }
 
 fn run_needed(
@@ -61,13 +85,9 @@ fn run_needed(
     store: &Store,
     ports: &dyn Ports,
     options: &SolveOptions<'_>,
-    plan: &Plan,
+    (plan, lease): (&Plan, &Lease),
     outcome: &mut Outcome,
 ) -> Result<(), SolveError> {
-    let lease = store.lease()?;
-    for snapshot in outcome.snapshots.values() {
-        lease.hold_layers(&snapshot.layers)?;
-    }
     let failed = AtomicBool::new(false);
     let stopped = || failed.load(Ordering::SeqCst) || options.interrupted.load(Ordering::SeqCst);
     let shared = Shared {
@@ -75,7 +95,7 @@ fn run_needed(
         store,
         ports,
         events: &options.events,
-        lease: &lease,
+        lease,
         stopped: &stopped,
         contents: std::sync::Mutex::default(),
     };
@@ -117,10 +137,7 @@ fn run_needed(
     match first_error {
         Some((id, error)) => Err(SolveError::Step { id, error }),
         None if options.interrupted.load(Ordering::SeqCst) => Err(SolveError::Interrupted),
-        None => {
-            outcome.lease = Some(lease);
-            Ok(())
-        }
+        None => Ok(()),
     }
 }
 

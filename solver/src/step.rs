@@ -274,12 +274,11 @@ fn run(
     }
     let tree_content = output.tree.content();
     let before = shared.store.lookup(&task.definition).map_err(store_error)?;
-    let (own, unchanged) = match same_as_before(shared.store, &base, before, &tree_content)? {
+    let (own, unchanged) = match same_as_before(shared, &base, before, &tree_content)? {
         Some(own) => (own, true),
-        None => (publish(output)?, false),
+        None => (publish(shared.lease, output)?, false),
     };
     let snapshot = base.with(own.clone(), &tree_content);
-    shared.lease.hold_layer(&own).map_err(store_error)?;
     let record = NewRecord {
         definition: task.definition,
         content: Some(content),
@@ -344,8 +343,10 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn publish(output: StepOutput) -> Result<LayerId, StepError> {
+/// Held before it can be seen: there is no moment in which it could be pruned.
+fn publish(lease: &Lease, output: StepOutput) -> Result<LayerId, StepError> {
     let id = LayerId::random();
+    lease.hold_layer(&id).map_err(store_error)?;
     output.draft.publish(id.clone(), output.tree).map_err(store_error)?;
     Ok(id)
 }
@@ -353,16 +354,16 @@ fn publish(output: StepOutput) -> Result<LayerId, StepError> {
 /// Early cut-off: the layer of the record that this step replaces, where it stands on the same base
 /// and holds the same files, times aside. Everything that builds on it stays as it is.
 fn same_as_before(
-    store: &Store,
+    shared: &Shared<'_>,
     base: &Snapshot,
     before: Option<Record>,
     content: &ContentDigest,
 ) -> Result<Option<LayerId>, StepError> {
     let Some(Record { own: Some(own), layers, .. }) = before else { return Ok(None) };
     let same_base = layers.split_last().is_some_and(|(_, below)| below == base.layers);
-    if !same_base || !store.has_layer(&own).map_err(store_error)? {
+    if !same_base || !shared.lease.hold_layer(&own).map_err(store_error)? {
         return Ok(None);
     }
-    let old = store.layer_content(&own).map_err(store_error)?;
+    let old = shared.store.layer_content(&own).map_err(store_error)?;
     Ok((old.as_ref() == Some(content)).then_some(own))
 }

@@ -4,10 +4,9 @@
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kiln_cache::Damage;
-use kiln_parser::graph::Op;
+use kiln_parser::graph::{NodeId, Op};
 use kiln_parser::lower::Lowered;
-use kiln_solver::outcome::SolveError;
+use kiln_solver::outcome::{Outcome, SolveError};
 
 use super::after_failure::{self, TakeOut};
 use super::engine::{Engine, History};
@@ -39,37 +38,11 @@ pub(super) struct Work<'a> {
     pub(super) settings: &'a Settings,
 }
 
-/// How often a build begins anew because something in the store was damaged. Each time that is set aside.
-const HEALINGS: usize = 20;
-
-/// Solves the graph and writes the outputs. What is found damaged on the way is told, and made or fetched anew.
+/// Solves the graph and writes the outputs.
 ///
 /// # Errors
 /// A step failed, or an output could not be written.
 pub(super) fn build(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>, Failure> {
-    let mut healings = 0;
-    loop {
-        let result = attempt(engine, work);
-        let damage = engine.store.take_damage();
-        for Damage { what, reason, kept } in &damage {
-            let place = kept.display();
-            let note =
-                format!("note: {what} of the store was damaged: {reason}; it is in `{place}`\n");
-            crate::command::print_error(&note);
-        }
-        healings += 1;
-        match result {
-            Err(failure) if !failure.is_interruption() && !damage.is_empty() => {
-                if healings == HEALINGS {
-                    return Err(failure.hint("`kiln fsck` looks at all of the store"));
-                }
-            }
-            result => return result,
-        }
-    }
-}
-
-fn attempt(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>, Failure> {
     let current = Current::begin(head(engine.options, work));
     let mut document = current.head.clone();
     let result = run(engine, work, &current, &mut document);
@@ -100,8 +73,37 @@ fn run(
     let arguments: BTreeSet<String> = declared.iter().map(|arg| arg.name.clone()).collect();
     let history = History { current, past: &past, arguments: &arguments };
     let targets = lowering::target_nodes(lowered);
-    let (solved, mut logs) =
-        engine.solve(&lowered.graph, &targets, work.sources, Some(&history))?;
+    loop {
+        let (made, outcome) = attempt(engine, work, &history, &targets, document)?;
+        // A build that was cached as a whole holds nothing in the store: that would cost more than it. What another
+        // process pruned meanwhile is made again, and held then.
+        if made.is_ok() || outcome.lease.is_some() || !is_pruned(engine, &targets, &outcome)? {
+            return made;
+        }
+    }
+}
+
+/// Whether layers of the targets are gone from the store.
+fn is_pruned(engine: &Engine<'_>, targets: &[NodeId], outcome: &Outcome) -> Result<bool, Failure> {
+    let snapshots = targets.iter().filter_map(|target| outcome.snapshots.get(target));
+    for id in snapshots.flat_map(|snapshot| &snapshot.layers).filter(|id| !id.is_image()) {
+        if !engine.store.has_layer(id).map_err(|e| Failure::environment(chain(&e)))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Solves the graph, which is an error where it fails, and writes the outputs, which may be tried again.
+fn attempt(
+    engine: &Engine<'_>,
+    work: &Work<'_>,
+    history: &History<'_>,
+    targets: &[NodeId],
+    document: &mut Document,
+) -> Result<(Result<Option<Made>, Failure>, Outcome), Failure> {
+    let lowered = work.lowered;
+    let (solved, mut logs) = engine.solve(&lowered.graph, targets, work.sources, Some(history))?;
     document.steps = std::mem::take(&mut logs.steps);
     let outcome = match solved {
         Ok(outcome) => outcome,
@@ -126,7 +128,8 @@ fn run(
         now: now(),
         settings: work.settings,
     };
-    write_outputs(&built, work.outputs, work.names)
+    let made = write_outputs(&built, work.outputs, work.names);
+    Ok((made, outcome))
 }
 
 /// What is known before anything runs.

@@ -45,8 +45,8 @@ fn keep(
     })?;
     let (content, size, own) = (tree.content(), tree.data_size(), LayerId::random());
     let lease = store.lease()?;
-    draft.publish(own.clone(), tree)?;
     lease.hold_layer(&own)?;
+    draft.publish(own.clone(), tree)?;
     let result = step.base.with(own.clone(), &content);
     let text = step.node.steps.first().map(|step| step.text.as_str()).unwrap_or_default();
     let record = NewRecord {
