@@ -1,5 +1,8 @@
 //! Control groups of steps (cgroups(7); version 2, version 1, or both side by side): `--cgroup-parent`
-//! puts a step below a group of the caller's choice, and limits need a group in any case.
+//! puts a step below a group of the caller's choice, and limits need a group in any case. An ordinary
+//! user's are in the group of the builder, where that is delegated (`delegated`).
+
+mod delegated;
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,8 +18,7 @@ const REMOVE_TRIES: u32 = 50;
 const PARENT: &str = "kiln";
 
 /// What lets a builder make groups.
-const REMEDY: &str =
-    "remedy: run kiln as root, or in a group whose controllers are delegated to you";
+const REMEDY: &str = "remedy: run kiln as root, or in a group that is yours: systemd-run --user --scope -p Delegate=yes kiln …";
 
 /// The period in which processor time is shared out, in microseconds (the kernel's default).
 const CPU_PERIOD: u64 = 100_000;
@@ -36,15 +38,28 @@ pub(crate) enum Hit {
     Pids,
 }
 
-/// A mounted hierarchy: where, and its controllers (none are told for version 2).
+/// A mounted hierarchy.
 #[derive(Debug, PartialEq, Eq)]
 struct Hierarchy {
+    /// Where it is mounted.
     path: PathBuf,
+    /// Which of its groups is seen there.
+    root: PathBuf,
+    /// Options of the file system: of version 1, the controllers.
+    options: Vec<String>,
+    /// Version 2.
     unified: bool,
 }
 
+/// Makes room for the groups of steps in the group of the builder, where those of an ordinary user are.
+/// Before the builder has children, which would stay in the way.
+pub fn settle() {
+    delegated::all();
+}
+
 impl Group {
-    /// Makes `PARENT/NAME` in all hierarchies, with limits in those that have their controllers.
+    /// Makes `PARENT/NAME` in all hierarchies, with limits in those that have their controllers. Without a
+    /// wish for a parent, and without the right to make one, `NAME` in the builder's own group.
     ///
     /// # Errors
     /// No hierarchy can be written, or a limit cannot be set.
@@ -55,8 +70,13 @@ impl Group {
         let mut refused = None;
         for hierarchy in hierarchies(&table) {
             let folder = hierarchy.path.join(below).join(name);
-            match make(&hierarchy, &folder) {
-                Ok(()) => group.folders.push(folder),
+            let made = make(&hierarchy, &folder).map(|()| folder.clone());
+            let made = match (made, parent) {
+                (Err(error), None) => make_own(&hierarchy, name).ok_or(error),
+                (made, _) => made,
+            };
+            match made {
+                Ok(folder) => group.folders.push(folder),
                 Err(error) => refused = Some((folder, error)),
             }
         }
@@ -154,17 +174,37 @@ fn counts(text: &str, key: &str) -> bool {
 impl Drop for Group {
     fn drop(&mut self) {
         for folder in &self.folders {
-            for _ in 0..REMOVE_TRIES {
-                match fs::remove_dir(folder) {
-                    // The last processes may still be on their way out.
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                        std::thread::sleep(Duration::from_millis(2));
-                    }
-                    _ => break,
-                }
-            }
+            // All at once, and whatever it forks meanwhile (version 2, since Linux 5.14). Pid 1 is gone, and
+            // everything with it, but for what is on its way out.
+            let _older = fs::write(folder.join("cgroup.kill"), "1");
+            remove(folder);
         }
     }
+}
+
+/// Removes a group, and those in it, which an insecure step may have made.
+fn remove(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    for _ in 0..REMOVE_TRIES {
+        match fs::remove_dir(folder) {
+            // The last processes may still be on their way out.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            _ => break,
+        }
+    }
+}
+
+/// Makes a group in that of the builder, if that is its own.
+fn make_own(hierarchy: &Hierarchy, name: &str) -> Option<PathBuf> {
+    let own = delegated::all().iter().find(|own| own.hierarchy == hierarchy.path)?;
+    let folder = own.folder.join(name);
+    make(hierarchy, &folder).ok().map(|()| folder)
 }
 
 /// Where hierarchies are mounted, by a table in the form of /proc/self/mountinfo (proc(5)).
@@ -177,10 +217,13 @@ fn hierarchies(table: &str) -> Vec<Hierarchy> {
             Some("cgroup2") => true,
             _ => continue,
         };
-        if let Some(path) = mount.split(' ').nth(4).map(PathBuf::from)
+        let mut fields = mount.split(' ').skip(3).map(PathBuf::from);
+        let options = file_system.split(' ').next_back().unwrap_or_default();
+        let options = options.split(',').map(str::to_owned).collect();
+        if let (Some(root), Some(path)) = (fields.next(), fields.next())
             && !found.iter().any(|known| known.path == path)
         {
-            found.push(Hierarchy { path, unified });
+            found.push(Hierarchy { path, root, options, unified });
         }
     }
     found
@@ -195,9 +238,10 @@ fn make(hierarchy: &Hierarchy, folder: &Path) -> io::Result<()> {
         let above = path.clone();
         path.push(part);
         if hierarchy.unified {
-            for controller in ["+memory", "+cpu", "+pids"] {
+            for controller in delegated::CONTROLLERS {
+                let text = format!("+{controller}");
                 // A controller that cannot be had is missed when its limit is set.
-                let _refused = fs::write(above.join("cgroup.subtree_control"), controller);
+                let _refused = fs::write(above.join("cgroup.subtree_control"), text);
             }
         }
         match fs::create_dir(&path) {
@@ -225,8 +269,16 @@ mod tests {
         let table = "30 23 0:26 / /sys/fs/cgroup rw shared:9 - tmpfs tmpfs rw\n\
             31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
             32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
-        let expect = [("/sys/fs/cgroup/unified", true), ("/sys/fs/cgroup/cpu", false)]
-            .map(|(path, unified)| Hierarchy { path: path.into(), unified });
+        let expect = [
+            ("/sys/fs/cgroup/unified", true, &["rw"][..]),
+            ("/sys/fs/cgroup/cpu", false, &["rw", "cpu"]),
+        ]
+        .map(|(path, unified, options)| Hierarchy {
+            path: path.into(),
+            root: "/".into(),
+            options: options.iter().map(|one| (*one).to_owned()).collect(),
+            unified,
+        });
         assert_eq!(hierarchies(table), expect);
     }
 

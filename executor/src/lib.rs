@@ -7,7 +7,7 @@
 
 pub mod cancel;
 mod capability;
-mod cgroup;
+pub mod cgroup;
 pub mod check;
 pub mod chmod;
 pub mod copy;

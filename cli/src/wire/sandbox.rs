@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kiln_executor::cgroup;
 use kiln_executor::check::shares_proc;
 use kiln_executor::net;
 use kiln_executor::run::own_ids_missing;
@@ -87,6 +88,9 @@ impl Sandbox {
         sandbox.ca_certs = ca_certs::read(options.ca_certs.as_deref(), configured)?;
         sandbox.host_ids = options.userns == UserNamespace::Host;
         sandbox.forbidden = settings.isolation.as_ref().and_then(isolation::forbidden);
+        if !resources.is_unbounded() {
+            cgroup::settle();
+        }
         for option in &options.security_opt {
             sandbox.secure(option, allowed)?;
         }

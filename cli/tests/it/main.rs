@@ -9,6 +9,7 @@ mod ca_certs;
 mod caching;
 mod call;
 mod crowd;
+mod delegated;
 mod devices;
 mod env;
 mod examples;
