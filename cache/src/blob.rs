@@ -97,11 +97,17 @@ impl BlobWriter {
     }
 }
 
-fn place(digest: &Digest) -> PathBuf {
+/// Not a regular file, or a symbolic link, which is not followed.
+fn is_no_file(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+pub(crate) fn place(digest: &Digest) -> PathBuf {
     Path::new("blobs").join(digest.algorithm().as_str()).join(digest.hex())
 }
 
-fn hash_file(file: File, algorithm: Algorithm) -> io::Result<BlobInfo> {
+pub(crate) fn hash_file(file: File, algorithm: Algorithm) -> io::Result<BlobInfo> {
     let mut reader = HashingReader::new(file, algorithm);
     let mut buffer = vec![0; 256 * 1024];
     while reader.read(&mut buffer)? > 0 {}
@@ -155,7 +161,7 @@ impl Store {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             // Not a file at all: somebody damaged the store.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(error) if is_no_file(&error) => {
                 self.remove_blob(digest)?;
                 return Ok(None);
             }
@@ -212,7 +218,7 @@ impl Store {
         Ok(writer.commit(Some(&digest))?.digest)
     }
 
-    /// A small blob's bytes; one larger than `limit` is an error.
+    /// A small blob's bytes; one larger than `limit` is an error. One that is not what its digest says is set aside.
     ///
     /// # Errors
     /// When the disk or the database fails, or the blob is too large.
@@ -230,6 +236,13 @@ impl Store {
             );
             return Err(failed("read", &path)(source));
         }
+        let mut hasher = DigestHasher::new(digest.algorithm());
+        hasher.update(&bytes);
+        let found = hasher.finish();
+        if found != *digest {
+            self.quarantine_blob(digest, &format!("it hashes to `{found}`"))?;
+            return Ok(None);
+        }
         Ok(Some(bytes))
     }
 
@@ -238,12 +251,18 @@ impl Store {
     /// # Errors
     /// When the disk or the database fails.
     pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.forget_blob(digest)?;
+        let place = place(digest);
+        self.root().remove_all(&place).map_err(failed("remove", &self.path().join(&place)))
+    }
+
+    /// Forgets a blob and what is known of its content.
+    pub(crate) fn forget_blob(&self, digest: &Digest) -> Result<(), StoreError> {
         self.db().write("forget a blob", |transaction| {
             transaction.execute("DELETE FROM blobs WHERE digest = ?1", [digest.as_str()])?;
             transaction.execute("DELETE FROM frames WHERE blob = ?1", [digest.as_str()])?;
-            transaction.execute("DELETE FROM layer_blobs WHERE digest = ?1", [digest.as_str()])
-        })?;
-        let place = place(digest);
-        self.root().remove_all(&place).map_err(failed("remove", &self.path().join(&place)))
+            let query = "DELETE FROM layer_blobs WHERE digest = ?1";
+            transaction.execute(query, [digest.as_str()]).map(|_| ())
+        })
     }
 }

@@ -19,6 +19,8 @@ use crate::store::StoreError;
 const FORMAT: i64 = 2;
 /// Another process may hold the write lock for as long as a garbage collection's transaction.
 const BUSY: Duration = Duration::from_secs(60);
+/// A file beside the database that says that it may be damaged.
+pub(crate) const SUSPECT: &str = "kiln.db.suspect";
 /// A log longer than this is written back.
 const CHECKPOINT_BYTES: u64 = 1024 * 1024;
 
@@ -110,7 +112,24 @@ impl Db {
         operation: &'static str,
         run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        run(&self.lock()).map_err(wrap(operation))
+        let result = run(&self.lock()).map_err(wrap(operation));
+        result.inspect_err(|error| self.notice(error))
+    }
+
+    /// Damage is left for the next process to look into: this one has the file open.
+    fn notice(&self, error: &StoreError) {
+        if is_damage(error) {
+            // Without the mark, the next process comes upon the damage again.
+            let _ = std::fs::File::create(self.path.with_file_name(SUSPECT));
+        }
+    }
+
+    /// Whether SQLite finds nothing wrong.
+    pub(crate) fn is_whole(&self) -> Result<bool, StoreError> {
+        self.read("check", |connection| {
+            connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
+        })
+        .map(|found| found == "ok")
     }
 
     /// Reads with several statements, all of one state.
@@ -143,12 +162,14 @@ impl Db {
         behavior: TransactionBehavior,
         run: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        let mut connection = self.lock();
-        let transaction =
-            connection.transaction_with_behavior(behavior).map_err(wrap(operation))?;
-        let result = run(&transaction).map_err(wrap(operation))?;
-        transaction.commit().map_err(wrap(operation))?;
-        Ok(result)
+        let attempt = || {
+            let mut connection = self.lock();
+            let transaction = connection.transaction_with_behavior(behavior)?;
+            let result = run(&transaction)?;
+            transaction.commit()?;
+            Ok(result)
+        };
+        attempt().map_err(wrap(operation)).inspect_err(|error| self.notice(error))
     }
 
     /// Writes the log back into the database when it has grown long. Syncs: not for the path of a build step.

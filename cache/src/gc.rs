@@ -337,7 +337,7 @@ fn is_leased(transaction: &Transaction<'_>, kind: &str, name: &str) -> rusqlite:
 }
 
 /// Records that cannot do without a layer.
-fn forget_records(transaction: &Transaction<'_>, id: &LayerId) -> rusqlite::Result<()> {
+pub(crate) fn forget_records(transaction: &Transaction<'_>, id: &LayerId) -> rusqlite::Result<()> {
     let mut query = transaction
         .prepare_cached("SELECT id FROM records WHERE own = ?1 OR instr(layers, ?1) > 0")?;
     let records = query.query_map([id.as_str()], |row| row.get::<_, i64>(0))?;

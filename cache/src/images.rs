@@ -45,13 +45,29 @@ fn index_media_type() -> String {
     "application/vnd.oci.image.index.v1+json".to_owned()
 }
 
+impl Index {
+    fn empty() -> Self {
+        let (media_type, manifests) = (index_media_type(), Vec::new());
+        Self { schema_version: 2, media_type, manifests, extra: serde_json::Map::new() }
+    }
+}
+
 impl Store {
     fn read_index(&self) -> Result<Index, StoreError> {
         let place = Path::new("index.json");
         let path = self.path().join(place);
-        let bytes = read_limited(self.root(), place, LIMIT).map_err(failed("read", &path))?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| StoreError::DamagedFile { path, reason: error.to_string() })
+        let bytes = match read_limited(self.root(), place, LIMIT) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Index::empty()),
+            read => read.map_err(failed("read", &path))?,
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(index) => Ok(index),
+            Err(error) => {
+                // The names in it are lost; the images are there until they are pruned.
+                self.set_aside_index(&error.to_string())?;
+                Ok(Index::empty())
+            }
+        }
     }
 
     /// Changes the index; `change` says whether there is anything to write.

@@ -102,8 +102,7 @@ impl LayerDraft {
     /// When a file cannot be read, or overlay was mounted with `redirect_dir` or `metacopy`, which have no form in a
     /// layer.
     pub fn scan(&self) -> io::Result<Tree> {
-        let rules = Upper { links: LinkNumbers::default() };
-        scan::scan(&self.fs, Path::new(""), &rules)
+        scan_upper(&self.fs)
     }
 
     /// Publishes the layer with its tree. When `id` is in the store already, this draft is dropped and the stored
@@ -123,6 +122,8 @@ impl LayerDraft {
             .map_err(failed("write the tree of", self.fs.path()))?;
         let lock = store.publish_lock()?;
         if store.has_layer(&id)? {
+            // Reading a damaged tree takes the lock to set the layer aside.
+            drop(lock);
             return store.layer_tree(&id);
         }
         let path = store.layer_path(&id);
@@ -168,6 +169,12 @@ impl Drop for LayerDraft {
         // What cannot be removed is swept when this process is dead.
         let _ = self.process.dir().remove_all(&self.name);
     }
+}
+
+/// The tree of a directory in overlay's form.
+pub(crate) fn scan_upper(root: &Root) -> io::Result<Tree> {
+    let rules = Upper { links: LinkNumbers::default() };
+    scan::scan(root, Path::new(""), &rules)
 }
 
 /// How an overlay upper directory is read.

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use crate::checked::{self, CheckedFile};
 use crate::digest::{ContentDigest, LayerId};
 use crate::root::{FileKind, Root};
 use crate::store::{Store, StoreError};
@@ -247,7 +248,22 @@ impl View for Layers {
                 layer.root.get_or_init(|| root)
             }
         };
-        root.open_file(path)
+        root.open_file(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => {
+                let reason = format!("`{}` is not there any more", path.display());
+                checked::damaged(&self.store, &layer.id, &reason)
+            }
+            _ => error,
+        })
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Box<dyn io::Read + '_>> {
+        let stack = self.find(path).ok_or_else(|| not_found(path))?;
+        let (number, node) = stack[0];
+        let file = self.open(path)?;
+        let Kind::File { size, data } = node.entry().kind else { return Ok(Box::new(file)) };
+        let layer = &self.layers[number].id;
+        Ok(Box::new(CheckedFile::new(&self.store, layer, path, file, (size, data))))
     }
 
     fn digest(&self, path: &Path) -> io::Result<ContentDigest> {

@@ -10,6 +10,7 @@
 //!   mounts/<hash>/           RUN cache mounts
 //!   logs/<build>/<step>      what steps wrote
 //!   kiln.db                  SQLite (WAL): records, keys, builds, leases, last use, sizes
+//!   quarantine/              what was found damaged
 //!   locks/  tmp/<process>/   advisory locks; everything that is still being made
 //! ```
 //!
@@ -20,10 +21,12 @@
 
 mod blob;
 mod builds;
+mod checked;
 mod context;
 mod db;
 mod digest;
 mod failures;
+mod fsck;
 mod gc;
 mod images;
 mod layer;
@@ -36,6 +39,7 @@ mod mounts;
 mod oci;
 mod owner;
 mod process;
+mod quarantine;
 mod record;
 mod root;
 mod scan;
@@ -53,6 +57,7 @@ pub use digest::{
     Algorithm, ContentDigest, DiffId, Digest, DigestHasher, HashingReader, Key, LayerId, Mismatch,
     ParseDigestError, Verifier, VerifyingReader,
 };
+pub use fsck::{FsckReport, Problem};
 pub use gc::{PruneOptions, PruneReport, UsageKind, UsageRow};
 pub use images::StoredImage;
 pub use layer::LayerDraft;
@@ -63,6 +68,7 @@ pub use lease::Lease;
 pub use lock::KeyLock;
 pub use mounts::{CacheMount, CacheMountRequest, Sharing};
 pub use oci::{Descriptor, Platform};
+pub use quarantine::Damage;
 pub use record::{NewRecord, Record};
 pub use root::{DirItem, FileKind, Root, Stat};
 pub use store::{Store, StoreError};

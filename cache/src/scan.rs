@@ -17,10 +17,13 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::context::Verdict;
 use crate::root::{DirItem, FileKind, Root, Stat, read_dir_fd};
-use crate::tree::{Arena, Entry, Tree};
+use crate::tree::{Arena, Entry, Kind, Tree};
 
 /// A directory with more entries than this is shared out.
 const CHUNK: usize = 256;
+/// A tree with fewer entries and fewer bytes than these is read by the calling thread: what most steps write is
+/// read before another thread would have woken.
+const ALONE: (usize, u64) = (128, 4 << 20);
 
 /// What decides how files become entries.
 pub(crate) trait Rules: Sync {
@@ -47,6 +50,20 @@ struct Child {
     tentative: bool,
 }
 
+/// A piece of work.
+enum Work {
+    Directory { path: PathBuf, slot: usize, open: Option<Arc<OwnedFd>> },
+    Chunk { path: PathBuf, dir: Arc<OwnedFd>, items: Vec<DirItem>, slot: usize },
+}
+
+/// What a piece of work came to.
+#[derive(Default)]
+struct Done {
+    more: Vec<Work>,
+    entries: usize,
+    bytes: u64,
+}
+
 struct Scan<'r, R> {
     root: &'r Root,
     rules: &'r R,
@@ -61,7 +78,11 @@ pub(crate) fn scan<R: Rules>(root: &Root, start: &Path, rules: &R) -> io::Result
     let place = Place { dir: &fd, dir_path: start, name: OsStr::new("") };
     let top = rules.entry(&place, &Stat::of(&fd)?)?;
     let scan = Scan { root, rules, slots: Mutex::new(vec![Vec::new()]), error: Mutex::new(None) };
-    rayon::scope(|scope| scan.directory(scope, start.to_owned(), 0, Some(fd)));
+    let first = Work::Directory { path: start.to_owned(), slot: 0, open: Some(fd) };
+    let rest = scan.begin(first);
+    if !rest.is_empty() {
+        rayon::scope(|scope| rest.into_iter().for_each(|work| scan.spread(scope, work)));
+    }
     if let Some(error) = scan.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
@@ -76,38 +97,62 @@ impl<'r, R: Rules> Scan<'r, R> {
         first.get_or_insert(error);
     }
 
-    fn directory<'s>(
-        &'s self,
-        scope: &rayon::Scope<'s>,
-        path: PathBuf,
-        slot: usize,
-        open: Option<Arc<OwnedFd>>,
-    ) {
+    /// Works alone for as long as that is quick; gives what is left.
+    fn begin(&self, first: Work) -> Vec<Work> {
+        let (mut open, mut entries, mut bytes) = (vec![first], 0, 0);
+        while entries < ALONE.0
+            && bytes < ALONE.1
+            && let Some(work) = open.pop()
+        {
+            let done = self.perform(work);
+            entries += done.entries;
+            bytes += done.bytes;
+            open.extend(done.more);
+        }
+        open
+    }
+
+    /// Does a piece of work, and what comes of it in other threads.
+    fn spread<'s>(&'s self, scope: &rayon::Scope<'s>, work: Work) {
+        for more in self.perform(work).more {
+            scope.spawn(move |scope| self.spread(scope, more));
+        }
+    }
+
+    /// Does a piece of work, and says what comes of it.
+    fn perform(&self, work: Work) -> Done {
+        match work {
+            Work::Directory { path, slot, open } => self.directory(path, slot, open),
+            Work::Chunk { path, dir, items, slot } => self.chunk(&path, &dir, items, slot),
+        }
+    }
+
+    fn directory(&self, path: PathBuf, slot: usize, open: Option<Arc<OwnedFd>>) -> Done {
         let opened = match open {
             Some(fd) => Ok(fd),
             None => self.root.open_at(&path, OFlags::RDONLY | OFlags::DIRECTORY).map(Arc::new),
         };
         let listed = opened.and_then(|fd| Ok((read_dir_fd(&fd)?, fd)));
-        let (mut items, fd) = match listed {
+        let (mut items, dir) = match listed {
             Ok(listed) => listed,
-            Err(error) => return self.fail(&path, &error),
+            Err(error) => {
+                self.fail(&path, &error);
+                return Done::default();
+            }
         };
+        let mut more = Vec::new();
         while items.len() > CHUNK {
-            let chunk = items.split_off(items.len() - CHUNK);
-            let (path, fd) = (path.clone(), fd.clone());
-            scope.spawn(move |scope| self.chunk(scope, &path, &fd, chunk, slot));
+            let items = items.split_off(items.len() - CHUNK);
+            more.push(Work::Chunk { path: path.clone(), dir: dir.clone(), items, slot });
         }
-        self.chunk(scope, &path, &fd, items, slot);
+        if !more.is_empty() {
+            more.push(Work::Chunk { path, dir, items, slot });
+            return Done { more, ..Done::default() };
+        }
+        self.chunk(&path, &dir, items, slot)
     }
 
-    fn chunk<'s>(
-        &'s self,
-        scope: &rayon::Scope<'s>,
-        dir_path: &Path,
-        dir: &OwnedFd,
-        items: Vec<DirItem>,
-        slot: usize,
-    ) {
+    fn chunk(&self, dir_path: &Path, dir: &OwnedFd, items: Vec<DirItem>, slot: usize) -> Done {
         let mut children = Vec::with_capacity(items.len());
         let mut path = dir_path.to_owned();
         for item in items {
@@ -120,15 +165,22 @@ impl<'r, R: Rules> Scan<'r, R> {
             }
             path.pop();
         }
+        let mut done = Done { entries: children.len(), ..Done::default() };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        for child in children.iter_mut().filter(|child| child.entry.is_dir()) {
-            let number = slots.len();
-            child.slot = Some(number);
-            slots.push(Vec::new());
-            let path = dir_path.join(&child.name);
-            scope.spawn(move |scope| self.directory(scope, path, number, None));
+        for child in &mut children {
+            if let Kind::File { size, .. } = child.entry.kind {
+                done.bytes = done.bytes.saturating_add(size);
+            }
+            if child.entry.is_dir() {
+                let number = slots.len();
+                child.slot = Some(number);
+                slots.push(Vec::new());
+                let path = dir_path.join(&child.name);
+                done.more.push(Work::Directory { path, slot: number, open: None });
+            }
         }
         slots[slot].append(&mut children);
+        done
     }
 
     fn child(

@@ -15,6 +15,7 @@ use crate::builds;
 use crate::db::{self, Db};
 use crate::digest::{ContentDigest, Digest, LayerId};
 use crate::process::{LockFile, Process};
+use crate::quarantine::Damage;
 use crate::root::Root;
 use crate::tree::Tree;
 
@@ -83,14 +84,6 @@ pub enum StoreError {
         /// Bytes.
         size: u64,
     },
-    /// A document that cannot be read.
-    #[error("`{}` is damaged: {reason}", path.display())]
-    DamagedFile {
-        /// The document.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
 }
 
 /// Makes an `io::Error` a [`StoreError`]: `.map_err(failed("open", &path))`.
@@ -115,6 +108,7 @@ struct Inner {
     boot: String,
     process: Mutex<Option<Arc<Process>>>,
     trees: Mutex<HashMap<LayerId, Arc<Tree>>>,
+    damage: Mutex<Vec<Damage>>,
 }
 
 impl Drop for Inner {
@@ -151,6 +145,11 @@ impl Store {
             // SQLite cannot tell a missing file from a missing folder.
             root.stat(Path::new("kiln.db")).map(|_| root)
         });
+        if let Ok(root) = &opened
+            && root.stat(Path::new(db::SUSPECT)).is_ok()
+        {
+            set_suspect_aside(root)?;
+        }
         let (root, db) = match opened {
             Ok(root) => match Db::open(&database, &path, false) {
                 Err(error) if db::is_damage(&error) => {
@@ -168,14 +167,18 @@ impl Store {
             }
             Err(error) => return Err(failed("open the store", &path)(error)),
         };
-        let (process, trees) = (Mutex::default(), Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { root, db, boot, process, trees }) })
+        let (process, trees, damage) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { root, db, boot, process, trees, damage }) })
     }
 
     /// The store's folder, absolute.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.inner.root.path()
+    }
+
+    pub(crate) fn damage(&self) -> &Mutex<Vec<Damage>> {
+        &self.inner.damage
     }
 
     pub(crate) fn root(&self) -> &Root {
@@ -215,6 +218,7 @@ impl Store {
         }
         builds::forget_old(self.db(), self.root());
         let _ = self.forget_old_failures();
+        self.empty_quarantine();
         let limit = now_ms() - i64::try_from(SETTLED.as_millis()).unwrap_or(i64::MAX);
         let settled = self.db().read("look for unsynced data", |connection| {
             let query = "SELECT EXISTS (SELECT 1 FROM layers WHERE boot = ?1 AND created_ms < ?2)
@@ -265,7 +269,7 @@ impl Store {
         failed("open", &self.layer_path(id))(error)
     }
 
-    /// The layer's tree; read once a process.
+    /// The layer's tree; read once a process. A layer whose tree is damaged is set aside.
     ///
     /// # Errors
     /// [`StoreError::MissingLayer`] or [`StoreError::DamagedTree`].
@@ -274,15 +278,26 @@ impl Store {
         if let Some(tree) = trees().get(id) {
             return Ok(tree.clone());
         }
-        if self.layer_content(id)?.is_none() {
+        let Some(content) = self.layer_content(id)? else {
             return Err(StoreError::MissingLayer { id: id.clone() });
-        }
-        let bytes = read_limited(self.root(), &tree_place(id), TREE_LIMIT)
-            .map_err(|error| self.missing(id, error))?;
-        let damaged = |reason: String| StoreError::DamagedTree { id: id.clone(), reason };
-        let tree = Tree::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
-        let tree = Arc::new(tree);
+        };
+        let tree = match self.read_tree(id, &content) {
+            Ok(tree) => Arc::new(tree),
+            Err(reason) => {
+                self.quarantine_layer(id, &reason)?;
+                return Err(StoreError::DamagedTree { id: id.clone(), reason });
+            }
+        };
         Ok(trees().entry(id.clone()).or_insert(tree).clone())
+    }
+
+    /// The tree on disk, or what is wrong with it.
+    pub(crate) fn read_tree(&self, id: &LayerId, content: &ContentDigest) -> Result<Tree, String> {
+        let read = read_limited(self.root(), &tree_place(id), TREE_LIMIT);
+        let bytes = read.map_err(|error| error.to_string())?;
+        let tree = Tree::decode(&bytes).map_err(|error| error.to_string())?;
+        let other = || "it is the tree of other files".to_owned();
+        if tree.content() == *content { Ok(tree) } else { Err(other()) }
     }
 
     pub(crate) fn remember_tree(&self, id: &LayerId, tree: Arc<Tree>) {
@@ -434,6 +449,27 @@ fn set_aside(root: &Root, error: StoreError) -> Result<(), StoreError> {
         Ok(_) => return Ok(()),
         Err(_) => return Err(error),
     }
+    move_aside(root)
+}
+
+/// Moves a database aside in which somebody came upon damage, should it still be there.
+fn set_suspect_aside(root: &Root) -> Result<(), StoreError> {
+    let _lock =
+        LockFile::wait(root, Path::new("locks/database")).map_err(failed("lock", root.path()))?;
+    let suspect = Path::new(db::SUSPECT);
+    if root.stat(suspect).is_err() {
+        return Ok(());
+    }
+    let whole =
+        Db::open(&root.path().join("kiln.db"), root.path(), false).and_then(|db| db.is_whole());
+    if !whole.unwrap_or(false) {
+        move_aside(root)?;
+    }
+    root.remove_file(suspect).map_err(failed("remove", &root.path().join(suspect)))
+}
+
+fn move_aside(root: &Root) -> Result<(), StoreError> {
+    let database = root.path().join("kiln.db");
     for suffix in ["", "-wal", "-shm"] {
         let from = PathBuf::from(format!("kiln.db{suffix}"));
         let to = PathBuf::from(format!("kiln.db.damaged{suffix}"));

@@ -96,6 +96,14 @@ pub trait View: Send + Sync {
     /// When it is none or cannot be opened.
     fn open(&self, path: &Path) -> io::Result<File>;
 
+    /// Opens a regular file to read all of it; the last read fails where it is not what the view says.
+    ///
+    /// # Errors
+    /// When it is none or cannot be opened.
+    fn read(&self, path: &Path) -> io::Result<Box<dyn io::Read + '_>> {
+        Ok(Box::new(self.open(path)?))
+    }
+
     /// The content of a subtree.
     ///
     /// # Errors

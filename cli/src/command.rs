@@ -5,6 +5,7 @@ mod cp;
 mod debug;
 mod doctor;
 mod explain;
+mod fsck;
 mod history;
 mod images;
 mod import;
@@ -96,6 +97,8 @@ enum Command {
     Debug(Box<debug::Options>),
     /// Copy files out of a step of a build
     Cp(cp::Options),
+    /// Look whether everything in the store is as it should be
+    Fsck(fsck::Options),
     /// Remove what no image and no recent build needs
     Prune(prune::Options),
 }
@@ -137,6 +140,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         Command::Explain(options) => explain::run(&options, &settings),
         Command::Debug(options) => debug::run(&options, &settings),
         Command::Cp(options) => cp::run(&options, &settings),
+        Command::Fsck(options) => fsck::run(&options, &settings),
         Command::Prune(options) => prune::run(&options, &settings),
     }
 }

@@ -296,14 +296,34 @@ impl System {
         let shm = shm_size.unwrap_or(64 << 20).to_string();
         kernel_fs("tmpfs", "/dev/shm", &[("mode", "1777"), ("size", &shm)], QUIET)?;
         kernel_fs("mqueue", "/dev/mqueue", &[], QUIET)?;
-        let read_only = QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY;
         put(&self.sys, "/sys")?;
         if insecure {
             return Ok(());
         }
-        for path in HIDDEN_SYS.iter().filter(|path| Path::new(path).is_dir()) {
-            kernel_fs("tmpfs", path, &[("mode", "555")], read_only)?;
+        let mut nothing = Nothing::default();
+        HIDDEN_SYS
+            .iter()
+            .filter(|path| Path::new(path).is_dir())
+            .try_for_each(|path| nothing.cover(path))
+    }
+}
+
+/// An empty directory that covers others. One file system for all of them: making and removing a file system
+/// costs more than showing it in one more place.
+#[derive(Default)]
+struct Nothing {
+    shown_at: Option<&'static str>,
+}
+
+impl Nothing {
+    fn cover(&mut self, path: &'static str) -> io::Result<()> {
+        if let Some(first) = self.shown_at {
+            // It is as read-only there as at the first place.
+            return bind(first, path);
         }
+        let read_only = QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY;
+        kernel_fs("tmpfs", path, &[("mode", "555")], read_only)?;
+        self.shown_at = Some(path);
         Ok(())
     }
 }
@@ -342,15 +362,11 @@ pub(crate) fn device(
 
 /// Hides and write-protects what Docker's default does; paths that are not there need nothing.
 pub(crate) fn protect() -> io::Result<()> {
+    let mut nothing = Nothing::default();
     for path in MASKED {
         let Ok(found) = fs::symlink_metadata(path) else { continue };
         if found.is_dir() {
-            let flags =
-                MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            context(
-                || format!("hide {path}"),
-                mount(Some("tmpfs"), *path, Some("tmpfs"), flags, Some("size=0")),
-            )?;
+            nothing.cover(path)?;
         } else if found.is_file() || found.file_type().is_char_device() {
             bind("/dev/null", path)?;
         }

@@ -42,6 +42,9 @@ pub enum ExportError {
     /// A blob that the image names is not in the store.
     #[error("blob `{0}` of the image is not in the store")]
     MissingBlob(Digest),
+    /// A blob that the image names is not what it should be; it is set aside.
+    #[error("blob `{0}` of the image is damaged")]
+    DamagedBlob(Digest),
     /// Options that exclude each other, in BuildKit's words.
     #[error("{0}")]
     Conflict(String),

@@ -171,22 +171,34 @@ impl TarWriter {
 
     /// A blob of the store, with BuildKit's metadata for these.
     pub(crate) fn blob(&mut self, path: &str, file: &mut File, size: u64) -> io::Result<()> {
-        self.file(&plain_header(path, EntryKind::File { size }, 0o444), file, size)
+        let header = plain_header(path, EntryKind::File { size }, 0o444);
+        // The kernel copies from file to file.
+        self.whole(&header, size, file, |out, file| out.copy(file))
     }
 
     /// A file of exactly `size` bytes.
     pub(crate) fn file(
         &mut self,
         header: &EntryHeader<'_>,
-        file: &mut File,
+        file: &mut dyn Read,
         size: u64,
+    ) -> io::Result<()> {
+        self.whole(header, size, file, |out, mut file| io::copy(&mut file, out))
+    }
+
+    fn whole<R: Read + ?Sized>(
+        &mut self,
+        header: &EntryHeader<'_>,
+        size: u64,
+        mut file: &mut R,
+        copy: impl FnOnce(&mut OutputFile, &mut R) -> io::Result<u64>,
     ) -> io::Result<()> {
         self.entry(header)?;
         let copied = if size <= BUFFER as u64 {
-            file.take(size + 1).read_to_end(&mut self.buffer)? as u64
+            (&mut file).take(size + 1).read_to_end(&mut self.buffer)? as u64
         } else {
             self.spill(0)?;
-            let copied = self.out.copy(file)?;
+            let copied = copy(&mut self.out, file)?;
             let padding = copied.next_multiple_of(BLOCK as u64) - copied;
             self.out.write_all(&[0; BLOCK][..usize::try_from(padding).unwrap_or(0)])?;
             copied

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use kiln_cache::Damage;
 use kiln_parser::graph::{NodeId, Op};
 use kiln_parser::lower::Lowered;
 use kiln_solver::outcome::{Outcome, SolveError};
@@ -38,11 +39,37 @@ pub(super) struct Work<'a> {
     pub(super) settings: &'a Settings,
 }
 
-/// Solves the graph and writes the outputs.
+/// How often a build begins anew because something in the store was damaged. Each time that is set aside.
+const HEALINGS: usize = 20;
+
+/// Solves the graph and writes the outputs. What is found damaged on the way is told, and made or fetched anew.
 ///
 /// # Errors
 /// A step failed, or an output could not be written.
 pub(super) fn build(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>, Failure> {
+    let mut healings = 0;
+    loop {
+        let result = attempt(engine, work);
+        let damage = engine.store.take_damage();
+        for Damage { what, reason, kept } in &damage {
+            let place = kept.display();
+            let note =
+                format!("note: {what} of the store was damaged: {reason}; it is in `{place}`\n");
+            crate::command::print_error(&note);
+        }
+        healings += 1;
+        match result {
+            Err(failure) if !failure.is_interruption() && !damage.is_empty() => {
+                if healings == HEALINGS {
+                    return Err(failure.hint("`kiln fsck` looks at all of the store"));
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+fn attempt(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>, Failure> {
     let current = Current::begin(head(engine.options, work));
     let mut document = current.head.clone();
     let result = run(engine, work, &current, &mut document);
@@ -74,7 +101,7 @@ fn run(
     let history = History { current, past: &past, arguments: &arguments };
     let targets = lowering::target_nodes(lowered);
     loop {
-        let (made, outcome) = attempt(engine, work, &history, &targets, document)?;
+        let (made, outcome) = solve_and_write(engine, work, &history, &targets, document)?;
         // A build that was cached as a whole holds nothing in the store: that would cost more than it. What another
         // process pruned meanwhile is made again, and held then.
         if made.is_ok() || outcome.lease.is_some() || !is_pruned(engine, &targets, &outcome)? {
@@ -95,7 +122,7 @@ fn is_pruned(engine: &Engine<'_>, targets: &[NodeId], outcome: &Outcome) -> Resu
 }
 
 /// Solves the graph, which is an error where it fails, and writes the outputs, which may be tried again.
-fn attempt(
+fn solve_and_write(
     engine: &Engine<'_>,
     work: &Work<'_>,
     history: &History<'_>,

@@ -392,7 +392,7 @@ fn fill(view: &dyn View, from: &Path, root: &Root, to: &Path) -> io::Result<()> 
                 fill(view, &from, root, &to)?;
             }
             Kind::File { .. } => {
-                io::copy(&mut view.open(&from)?, &mut root.create_file(&to, 0o600)?)?;
+                io::copy(&mut view.read(&from)?, &mut root.create_file(&to, 0o600)?)?;
             }
             Kind::Symlink { target } => root.symlink(target, &to)?,
             // Devices and the like are of no use in a cache.

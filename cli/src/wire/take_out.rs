@@ -37,7 +37,7 @@ pub(crate) fn copy(files: &dyn View, path: &Path, dest: &Path) -> Result<(), Fai
 fn file(files: &dyn View, inside: &Path, dest: &Path) -> Result<(), Failure> {
     let failed = |e: &io::Error| Failure::io("write", dest.display(), e);
     let beside = dest.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut source = files.open(inside).map_err(|e| Failure::io("read", inside.display(), &e))?;
+    let mut source = files.read(inside).map_err(|e| Failure::io("read", inside.display(), &e))?;
     let mut new = tempfile::NamedTempFile::new_in(beside.unwrap_or(Path::new(".")))
         .map_err(|e| failed(&e))?;
     io::copy(&mut source, &mut new).map_err(|e| failed(&e))?;
@@ -71,6 +71,10 @@ impl View for Below<'_> {
 
     fn open(&self, path: &Path) -> io::Result<File> {
         self.files.open(&self.at(path))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Box<dyn io::Read + '_>> {
+        self.files.read(&self.at(path))
     }
 
     fn digest(&self, path: &Path) -> io::Result<ContentDigest> {

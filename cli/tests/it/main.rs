@@ -9,6 +9,7 @@ mod ca_certs;
 mod caching;
 mod call;
 mod crowd;
+mod damage;
 mod delegated;
 mod devices;
 mod env;

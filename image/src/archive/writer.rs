@@ -302,20 +302,58 @@ impl<'a> Worker<'a> {
 
     fn read(&self, frame: &Frame) -> Result<Vec<u8>, WriteLayerError> {
         let mut raw = Vec::with_capacity(usize::try_from(frame.size).unwrap_or(0));
-        for piece in &frame.pieces {
+        for (number, piece) in frame.pieces.iter().enumerate() {
             match piece {
                 Piece::Bytes(bytes) => raw.extend_from_slice(bytes),
-                Piece::File { path, offset, length, .. } => {
+                Piece::File { path, offset, length, data } => {
+                    let begin = raw.len();
                     read_part(&self.job.root, path, *offset, *length, &mut raw)
                         .map_err(|source| self.read_error(path, source))?;
+                    // Only the last of a frame's files can go on in the next frame.
+                    let goes_on = number + 1 == frame.pieces.len();
+                    if *offset == 0 {
+                        let known = if goes_on { None } else { Some(&raw[begin..]) };
+                        self.check(path, data, known)?;
+                    }
                 }
             }
         }
         Ok(raw)
     }
 
+    /// Whether a file is the one that the layer's tree knows; `known` is all of it where that was read.
+    fn check(
+        &self,
+        path: &Path,
+        data: &[u8; 32],
+        known: Option<&[u8]>,
+    ) -> Result<(), WriteLayerError> {
+        let found = match known {
+            Some(bytes) => blake3::hash(bytes),
+            None => {
+                let mut hasher = blake3::Hasher::new();
+                let file = self.job.root.open_file(path);
+                let hashed = file.and_then(|file| hasher.update_reader(file).map(|_| ()));
+                hashed.map_err(|source| self.read_error(path, source))?;
+                hasher.finalize()
+            }
+        };
+        if found.as_bytes() == data {
+            return Ok(());
+        }
+        let text = "it is not the file that was stored";
+        Err(self.read_error(path, io::Error::new(io::ErrorKind::InvalidData, text)))
+    }
+
+    /// A file that cannot be read, or is another one: then its layer is set aside.
     fn read_error(&self, path: &Path, source: io::Error) -> WriteLayerError {
+        use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
         let path = path.display().to_string();
+        if matches!(source.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof) {
+            let reason = format!("`{path}`: {source}");
+            // That it cannot be set aside is found out when it is tried again.
+            let _tried_again = self.job.store.quarantine_layer(self.job.layer, &reason);
+        }
         WriteLayerError::Read { layer: self.job.layer.clone(), path, source }
     }
 

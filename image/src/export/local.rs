@@ -195,7 +195,7 @@ impl Copier<'_> {
         }
         match &entry.kind {
             Kind::File { .. } => {
-                let mut source = self.view.open(&flat.path)?;
+                let mut source = self.view.read(&flat.path)?;
                 let mut file = self.root.create_file(path, 0o600)?;
                 io::copy(&mut source, &mut file)?;
             }

@@ -15,10 +15,13 @@ use crate::tarball::{Output, OutputFile, TarWriter};
 /// The content of `oci-layout`.
 pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
+/// A blob up to this many bytes is not worth a thread.
+const SMALL: u64 = 256 << 10;
+
 /// Writes an OCI archive. Nothing appears unless all of it was written.
 ///
 /// # Errors
-/// When a blob is missing or the output cannot be written.
+/// When a blob is missing or damaged or the output cannot be written.
 pub fn write_tar(store: &Store, image: &NamedImage, output: Output) -> Result<(), ExportError> {
     write_archive(store, image, None, output)
 }
@@ -43,7 +46,8 @@ pub(super) fn write_archive(
             folder = algorithm;
         }
         let mut file = open(store, digest)?;
-        tar.blob(&format!("blobs/{algorithm}/{hex}"), &mut file, *size).map_err(failed)?;
+        let name = format!("blobs/{algorithm}/{hex}");
+        checked(store, digest, *size, || tar.blob(&name, &mut file, *size).map_err(failed))?;
     }
     tar.document("index.json", &index(image).to_bytes()).map_err(failed)?;
     if let Some(manifest) = docker_manifest {
@@ -69,6 +73,30 @@ fn blobs(store: &Store, image: &NamedImage) -> Result<BTreeMap<Digest, u64>, Exp
 
 fn open(store: &Store, digest: &Digest) -> Result<File, ExportError> {
     store.open_blob(digest)?.ok_or_else(|| ExportError::MissingBlob(digest.clone()))
+}
+
+/// Copies a blob while another thread looks whether it is what its name says; one that is not is set aside.
+fn checked(
+    store: &Store,
+    digest: &Digest,
+    size: u64,
+    copy: impl FnOnce() -> Result<(), ExportError>,
+) -> Result<(), ExportError> {
+    let whole = if size <= SMALL {
+        let whole = store.check_blob(digest)?;
+        if whole {
+            copy()?;
+        }
+        whole
+    } else {
+        std::thread::scope(|scope| {
+            let check = scope.spawn(|| store.check_blob(digest));
+            let copied = copy();
+            let whole = check.join().unwrap_or(Ok(false))?;
+            copied.map(|()| whole)
+        })?
+    };
+    if whole { Ok(()) } else { Err(ExportError::DamagedBlob(digest.clone())) }
 }
 
 /// One descriptor a name, or one without.
@@ -115,7 +143,9 @@ pub fn write_folder(store: &Store, image: &NamedImage, folder: &Path) -> Result<
             continue;
         }
         let mut file = open(store, &digest)?;
-        replace(&target, |out| io::copy(&mut file, out).map(|_| ())).map_err(failed)?;
+        checked(store, &digest, size, || {
+            replace(&target, |out| io::copy(&mut file, out).map(|_| ())).map_err(failed)
+        })?;
     }
     replace(&folder.join("oci-layout"), |out| io::Write::write_all(out, LAYOUT)).map_err(failed)?;
     let path = folder.join("index.json");

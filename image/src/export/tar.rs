@@ -98,7 +98,7 @@ fn write_entry(
         xattrs: &xattrs,
     };
     match kind {
-        EntryKind::File { size } => tar.file(&header, &mut view.open(&flat.path)?, size),
+        EntryKind::File { size } => tar.file(&header, &mut view.read(&flat.path)?, size),
         _ => tar.entry(&header),
     }
 }

@@ -145,13 +145,22 @@ impl<'a> Upload<'a> {
         let Some(location) = self.start(digest)? else { return Ok(()) };
         let file = self.store.open_blob(digest)?;
         let file = file.ok_or_else(|| RegistryError::MissingBlob(digest.clone()))?;
+        let sent = self.content(blob, &file, location);
+        // A registry refuses what is not what its digest says; then it is ours that is damaged.
+        if sent.is_err() && !self.store.check_blob(digest)? {
+            return Err(RegistryError::MissingBlob(digest.clone()));
+        }
+        sent
+    }
+
+    fn content(&self, blob: &Descriptor, file: &File, location: Uri) -> Result<(), RegistryError> {
         match self.client.settings().chunk {
             Some(chunk) if chunk > 0 && blob.size > chunk => {
-                self.chunks(blob, &file, location, chunk)
+                self.chunks(blob, file, location, chunk)
             }
             _ => {
-                let payload = Payload::File { file: &file, offset: 0, length: blob.size };
-                self.finish(location, digest, payload)
+                let payload = Payload::File { file, offset: 0, length: blob.size };
+                self.finish(location, &blob.digest, payload)
             }
         }
     }
