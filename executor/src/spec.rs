@@ -36,6 +36,19 @@ pub struct Stack {
     pub layers: Vec<PathBuf>,
 }
 
+impl Stack {
+    /// A layer that an image has twice stands at its upper place alone, where it hides all that it hid below as well:
+    /// overlay takes no directory twice (`ELOOP`).
+    #[must_use]
+    pub fn new(layers: Vec<PathBuf>) -> Self {
+        let mut seen = std::collections::HashSet::new();
+        let mut kept: Vec<PathBuf> =
+            layers.into_iter().rev().filter(|layer| seen.insert(layer.clone())).collect();
+        kept.reverse();
+        Self { layers: kept }
+    }
+}
+
 /// What a mount shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountSource {

@@ -119,7 +119,7 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
     let scratch = draft.work_path().with_file_name("scratch");
     std::fs::create_dir_all(&scratch).map_err(|e| Failure::io("make", scratch.display(), &e))?;
     let spec = RunSpec {
-        base: Stack { layers: layers.iter().map(|id| store.layer_path(id)).collect() },
+        base: Stack::new(layers.iter().map(|id| store.layer_path(id)).collect()),
         upper: draft.fs_path().to_owned(),
         work: draft.work_path().to_owned(),
         store: store.path().to_owned(),
