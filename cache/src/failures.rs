@@ -72,7 +72,7 @@ impl Store {
             }
             // One that somebody looks into right now stays until the next time.
             let gone = match layer.parse::<LayerId>() {
-                Ok(id) => self.remove_layer(&id)?,
+                Ok(id) => self.remove_layer(&id)?.is_some(),
                 Err(_) => true,
             };
             if gone {

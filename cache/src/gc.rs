@@ -1,8 +1,9 @@
-//! What uses space, and what may go.
+//! What may go, in which order, and how it goes.
 //!
 //! Held, and never taken: what a living process leases, layers and blobs that held ones need, blobs that `index.json`
-//! leads to, cache mounts in use. Everything else goes by last use, oldest first, until the options are met. A step's
-//! layer takes with it the records that need it; an image's layer does not, since it can be fetched again.
+//! leads to, cache mounts in use. Of everything else the least valuable goes first ([`crate::worth`]), until the limits
+//! are met. A step's layer takes with it the records that need it; an image's layer does not, since it can be fetched
+//! again.
 //!
 //! A thing goes from the database first, in a transaction that looks at the leases once more, then by rename into
 //! `tmp/`, then from the disk: whoever dies in between leaves something that nobody sees and the next sweep takes.
@@ -11,28 +12,85 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::Transaction;
+use rusqlite::{Transaction, params};
 
-use crate::digest::{Digest, LayerId};
-use crate::oci::Descriptor;
-use crate::root::{FileKind, Root};
+use crate::digest::{Digest, Key, LayerId};
+use crate::filter::Filter;
+use crate::process::{self, DEAD};
+use crate::reserve;
 use crate::store::{Store, StoreError, failed, layer_place, now, tree_place};
+use crate::usage::{Held, UsageKind, UsageRow};
+use crate::worth::Worth;
 
-/// Manifests and indexes are small: a larger one is not followed.
-const MANIFEST_LIMIT: u64 = 8 << 20;
-/// An index of indexes of indexes: deeper than this is no image.
-const MANIFEST_DEPTH: usize = 4;
+/// So many keys of pruned records are remembered.
+const REMEMBERED: i64 = 20_000;
+/// Seconds: what was used a moment ago goes last, whatever it is worth.
+const FRESH: i64 = 600;
+/// Below this part of a file system's inodes being free (one in so many), some are made free, up to twice as many.
+const INODES: u64 = 20;
+
+/// How much stays. Without any limit nothing does; see BuildKit's `calculateKeepBytes`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// So many bytes stay in any case.
+    pub reserved: Option<u64>,
+    /// Not more than so many bytes stay.
+    pub max_used: Option<u64>,
+    /// So many bytes of the file system are to be free.
+    pub min_free: Option<u64>,
+}
+
+/// What a file system has, in bytes and inodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes.
+    pub total: u64,
+    /// Bytes that this process may still write.
+    pub free: u64,
+    /// Inodes; 0 where there is no limit.
+    pub inodes: u64,
+    /// Free inodes.
+    pub inodes_free: u64,
+}
+
+impl Limits {
+    /// Whether there is any.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
+
+    /// How many of `used` bytes stay.
+    #[must_use]
+    pub fn keep(&self, used: u64, space: &Space) -> u64 {
+        if !self.any() {
+            return 0;
+        }
+        let missing = self.min_free.map(|wanted| wanted.saturating_sub(space.free));
+        let by_free = missing.map(|missing| used.saturating_sub(missing));
+        let keep = match (self.max_used, by_free) {
+            (Some(most), Some(by_free)) => most.min(by_free),
+            (Some(keep), None) | (None, Some(keep)) => keep,
+            (None, None) => 0,
+        };
+        keep.max(self.reserved.unwrap_or(0))
+    }
+}
 
 /// What to remove.
 #[derive(Debug, Clone, Default)]
 pub struct PruneOptions {
-    /// Also what records still answer with and pulled images' layers; without it only what nothing leads to, and what
-    /// the two limits say.
+    /// Also what records still answer with and pulled images' layers; without it, and without any of the others, only
+    /// what nothing leads to.
     pub all: bool,
-    /// Keep this many bytes of the most recently used.
-    pub keep_bytes: Option<u64>,
+    /// How much stays.
+    pub limits: Limits,
     /// Only what was not used for this long.
     pub until: Option<Duration>,
+    /// Only things of which all of these hold.
+    pub filters: Vec<Filter>,
+    /// Bytes that are about to be written: the limits are kept with them.
+    pub expected: u64,
     /// Tell, but do not remove.
     pub dry_run: bool,
 }
@@ -46,234 +104,209 @@ pub struct PruneReport {
     pub bytes: u64,
 }
 
-/// What kind of thing uses space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum UsageKind {
-    /// An unpacked layer that a step made.
-    Layer,
-    /// An unpacked layer of an image.
-    ImageLayer,
-    /// A blob.
-    Blob,
-    /// A RUN cache mount.
-    CacheMount,
-    /// A stat cache.
-    Context,
+/// One pass over the rows.
+struct Pass<'a> {
+    options: &'a PruneOptions,
+    /// Bytes in the store, and those that stay.
+    total: u64,
+    keep: u64,
+    /// Inodes that have to become free.
+    inodes: u64,
+    oldest: Option<i64>,
+    report: PruneReport,
+    failure: Option<StoreError>,
 }
 
-/// One thing that uses space.
-#[derive(Debug, Clone)]
-pub struct UsageRow {
-    /// What it is.
-    pub kind: UsageKind,
-    /// Its id, digest or name.
-    pub id: String,
-    /// Bytes of data.
-    pub size: u64,
-    /// Seconds since 1970.
-    pub created: i64,
-    /// Seconds since 1970.
-    pub last_used: i64,
-    /// Whether a running build or an image with a name holds it.
-    pub in_use: bool,
-    /// Whether a record answers with it: without, only `prune` knows it.
-    pub shared: bool,
-    /// The step or the mount's id, for people.
-    pub description: String,
-}
+impl Pass<'_> {
+    fn wants(&self, row: &UsageRow) -> bool {
+        let options = self.options;
+        let enough = options.limits.any() && self.total <= self.keep && self.inodes == 0;
+        let young = self.oldest.is_some_and(|oldest| row.last_used > oldest);
+        let chosen = options.all
+            || options.limits.any()
+            || options.until.is_some()
+            || !options.filters.is_empty()
+            || !row.referenced;
+        let own = row.kind == UsageKind::Other && row.referenced;
+        !own && !row.in_use
+            && !enough
+            && !young
+            && chosen
+            && options.filters.iter().all(|filter| filter.holds(row))
+    }
 
-fn unsigned(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
-}
-
-/// What is held, and why things are there.
-#[derive(Debug, Default)]
-struct Held {
-    layers: HashSet<String>,
-    blobs: HashSet<String>,
-    /// Layers in records' chains.
-    recorded: HashSet<String>,
-    /// Archives of layers that are there.
-    archives: HashSet<String>,
-    /// What made a layer.
-    descriptions: HashMap<String, String>,
+    fn took(&mut self, row: UsageRow) {
+        self.total = self.total.saturating_sub(row.size);
+        self.inodes = self.inodes.saturating_sub(row.entries);
+        self.report.bytes += row.size;
+        self.report.removed.push(row);
+    }
 }
 
 impl Store {
-    fn held(&self, named: &HashSet<String>) -> Result<Held, StoreError> {
-        self.db().read_together("look at what is held", |transaction| {
-            let mut held = Held { blobs: named.clone(), ..Held::default() };
-            let mut query = transaction.prepare("SELECT kind, name FROM leases")?;
-            let leases = query
-                .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
-            for lease in leases {
-                let (kind, name) = lease?;
-                if kind == "layer" {
-                    held.layers.insert(name)
-                } else {
-                    held.blobs.insert(name)
-                };
-            }
-            let mut query = transaction.prepare("SELECT layers, own, description FROM records")?;
-            let mut rows = query.query([])?;
-            while let Some(row) = rows.next()? {
-                let chain: String = row.get(0)?;
-                held.recorded.extend(chain.split_whitespace().map(str::to_owned));
-                if let Some(own) = row.get::<_, Option<String>>(1)? {
-                    held.descriptions.insert(own, row.get(2)?);
-                }
-            }
-            let mut query = transaction.prepare(
-                "SELECT b.layer, b.digest FROM layer_blobs b JOIN layers l ON l.id = b.layer",
-            )?;
-            let mut rows = query.query([])?;
-            while let Some(row) = rows.next()? {
-                let (layer, digest): (String, String) = (row.get(0)?, row.get(1)?);
-                if held.layers.contains(&layer) {
-                    held.blobs.insert(digest.clone());
-                }
-                held.archives.insert(digest);
-            }
-            Ok(held)
+    /// What the store's file system has.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        let found = rustix::fs::fstatvfs(self.root().as_fd())
+            .map_err(|error| failed("look at the file system of", self.path())(error.into()))?;
+        Ok(Space {
+            total: found.f_blocks.saturating_mul(found.f_frsize),
+            free: found.f_bavail.saturating_mul(found.f_frsize),
+            inodes: found.f_files,
+            inodes_free: found.f_favail,
         })
     }
 
-    /// The blobs that `index.json` leads to.
-    fn named_blobs(&self) -> Result<HashSet<String>, StoreError> {
-        let mut found = HashSet::new();
-        let roots = self.index_roots()?;
-        let mut pending: Vec<(Descriptor, usize)> = roots.into_iter().map(|d| (d, 0)).collect();
-        while let Some((descriptor, depth)) = pending.pop() {
-            let new = found.insert(descriptor.digest.to_string());
-            let media_type = &descriptor.media_type;
-            let document =
-                media_type.contains("index") || media_type.contains("manifest") || depth == 0;
-            let small = descriptor.size <= MANIFEST_LIMIT;
-            if !new || !document || !small || depth > MANIFEST_DEPTH {
-                continue;
-            }
-            let Some(bytes) = self.read_blob(&descriptor.digest, MANIFEST_LIMIT)? else { continue };
-            let children = referenced(&bytes).into_iter().map(|child| (child, depth + 1));
-            pending.extend(children);
-        }
-        Ok(found)
-    }
-
-    /// Everything that uses space, by kind and id.
+    /// Removes what the options say and nobody holds. What cannot be removed does not keep the rest from going.
     ///
     /// # Errors
-    /// When the disk or the database fails.
-    pub fn disk_usage(&self) -> Result<Vec<UsageRow>, StoreError> {
-        self.forget_dead_leases()?;
-        let held = self.held(&self.named_blobs()?)?;
-        let mut rows = self.db().read_together("list what uses space", |transaction| {
-            let mut rows = layer_rows(transaction, &held)?;
-            rows.extend(blob_rows(transaction, &held)?);
-            rows.extend(mount_rows(transaction)?);
-            Ok(rows)
-        })?;
-        for row in &mut rows {
-            if row.kind == UsageKind::CacheMount {
-                row.size = disk_size(self.root(), &Path::new("mounts").join(&row.id));
-            }
-        }
-        let contexts = Path::new("contexts");
-        let path = self.path().join(contexts);
-        for item in self.root().read_dir(contexts).map_err(failed("read", &path))? {
-            let Ok(stat) = self.root().stat(&contexts.join(&item.name)) else { continue };
-            rows.push(UsageRow {
-                kind: UsageKind::Context,
-                id: item.name.to_string_lossy().into_owned(),
-                size: stat.size,
-                created: stat.mtime.secs,
-                last_used: stat.mtime.secs,
-                in_use: false,
-                shared: true,
-                description: "digests of a context's files".to_owned(),
-            });
-        }
-        rows.sort_by(|a, b| (a.kind, &a.id).cmp(&(b.kind, &b.id)));
-        Ok(rows)
-    }
-
-    /// Removes what the options say and nobody holds.
-    ///
-    /// # Errors
-    /// When the disk or the database fails; what was removed before stays removed.
+    /// When the disk or the database fails and nothing could be removed.
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport, StoreError> {
         if !options.dry_run {
+            self.sweep_dead()?;
             self.sweep_unknown()?;
         }
-        let mut rows = self.disk_usage()?;
-        rows.sort_by_key(|row| row.last_used);
-        let mut total: u64 = rows.iter().map(|row| row.size).sum();
-        let oldest = options.until.map(|until| now() - i64::try_from(until.as_secs()).unwrap_or(0));
-        let limited = options.keep_bytes.is_some() || options.until.is_some();
-        let mut report = PruneReport::default();
-        for row in rows {
-            let kept = options.keep_bytes.is_some_and(|keep| total <= keep);
-            let young = oldest.is_some_and(|oldest| row.last_used > oldest);
-            let wanted = options.all || limited || !row.shared;
-            if row.in_use || kept || young || !wanted {
-                continue;
-            }
-            if !options.dry_run && !self.remove(&row)? {
-                continue;
-            }
-            total = total.saturating_sub(row.size);
-            report.bytes += row.size;
-            report.removed.push(row);
-        }
+        let held = self.held()?;
+        let rows = self.measured_rows(&held)?;
+        let report = self.prune_rows(options, &held, rows)?;
         if !options.dry_run {
             self.db().checkpoint();
+            reserve::make(self.root());
         }
         Ok(report)
     }
 
-    /// Removes one thing; false when somebody holds it by now.
-    fn remove(&self, row: &UsageRow) -> Result<bool, StoreError> {
+    pub(crate) fn prune_rows(
+        &self,
+        options: &PruneOptions,
+        held: &Held,
+        mut rows: Vec<UsageRow>,
+    ) -> Result<PruneReport, StoreError> {
+        let mut space = self.space()?;
+        space.free = space.free.saturating_sub(options.expected);
+        let used: u64 = rows.iter().map(|row| row.size).sum();
+        let total = used.saturating_add(options.expected);
+        let oldest = options.until.map(|until| now() - i64::try_from(until.as_secs()).unwrap_or(0));
+        let mut pass = Pass {
+            options,
+            total,
+            keep: options.limits.keep(total, &space),
+            inodes: missing_inodes(options, &space),
+            oldest,
+            report: PruneReport::default(),
+            failure: None,
+        };
+        let order = order(&rows, held);
+        let place: HashMap<String, usize> = (rows.iter().enumerate())
+            .filter(|(_, row)| row.kind == UsageKind::Layer)
+            .map(|(at, row)| (row.id.clone(), at))
+            .collect();
+        let named = self.index_stamp();
+        let mut gone: HashSet<usize> = HashSet::new();
+        for at in order {
+            if gone.contains(&at) || !pass.wants(&rows[at]) {
+                continue;
+            }
+            // Its whole family goes before the next least valuable thing does: nothing answers with it any more.
+            let mut open = vec![at];
+            while let Some(at) = open.pop() {
+                let freed = if options.dry_run {
+                    Ok(Some(Vec::new()))
+                } else {
+                    self.remove(&rows[at], named)
+                };
+                match freed {
+                    Ok(None) => continue,
+                    Ok(Some(orphans)) => {
+                        gone.insert(at);
+                        pass.took(rows[at].clone());
+                        for orphan in orphans.iter().filter_map(|id| place.get(id)) {
+                            rows[*orphan].referenced = false;
+                            if !gone.contains(orphan) && pass.wants(&rows[*orphan]) {
+                                open.push(*orphan);
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        pass.failure.get_or_insert(error);
+                    }
+                }
+            }
+        }
+        if !options.dry_run {
+            // A note of what went is not worth failing for.
+            let _ = self.forget_notes();
+        }
+        match pass.failure {
+            Some(error) if pass.report.removed.is_empty() => Err(error),
+            _ => Ok(pass.report),
+        }
+    }
+
+    /// Removes one thing; `None` when somebody holds it by now. Gives the layers that nothing answers with any more.
+    fn remove(
+        &self,
+        row: &UsageRow,
+        named: Option<(u64, i64)>,
+    ) -> Result<Option<Vec<String>>, StoreError> {
+        let taken = |taken: bool| taken.then(Vec::new);
         match row.kind {
             UsageKind::Layer | UsageKind::ImageLayer => match row.id.parse() {
                 Ok(id) => self.remove_layer(&id),
-                Err(_) => Ok(false),
+                Err(_) => Ok(None),
             },
             UsageKind::Blob => match row.id.parse::<Digest>() {
-                Ok(digest) => self.remove_free_blob(&digest),
-                Err(_) => Ok(false),
+                Ok(digest) => self.remove_free_blob(&digest, named).map(taken),
+                Err(_) => Ok(None),
             },
-            UsageKind::CacheMount => self.remove_mount(&row.id),
+            UsageKind::CacheMount => self.remove_mount(&row.id).map(taken),
             UsageKind::Context => {
-                let place = Path::new("contexts").join(&row.id);
-                let removed = self.root().remove_all(&place);
-                removed.map(|()| true).map_err(failed("remove", &self.path().join(&place)))
+                self.discard(&[Path::new("contexts").join(&row.id)]).map(|()| taken(true))
             }
+            // Swept before the rows were made, if at all.
+            UsageKind::Other => Ok(None),
         }
     }
 
-    pub(crate) fn remove_layer(&self, id: &LayerId) -> Result<bool, StoreError> {
-        // With the publish lock, nobody puts the same layer in while its files go.
-        let _lock = self.publish_lock()?;
-        let free = self.db().write("forget a layer", |transaction| {
-            if is_leased(transaction, "layer", id.as_str())? {
-                return Ok(false);
+    pub(crate) fn remove_layer(&self, id: &LayerId) -> Result<Option<Vec<String>>, StoreError> {
+        let mut buried = Vec::new();
+        let orphans = {
+            // With the publish lock, nobody puts the same layer in while its files go.
+            let _lock = self.publish_lock()?;
+            let orphans = self.db().write("forget a layer", |transaction| {
+                if is_leased(transaction, "layer", id.as_str())? {
+                    return Ok(None);
+                }
+                transaction.execute("DELETE FROM layers WHERE id = ?1", [id.as_str()])?;
+                transaction.execute("DELETE FROM layer_blobs WHERE layer = ?1", [id.as_str()])?;
+                if id.is_image() {
+                    return Ok(Some(Vec::new()));
+                }
+                forget_records(transaction, id).map(Some)
+            })?;
+            if orphans.is_some() {
+                self.forget_tree(id);
+                buried = self.bury(&[layer_place(id), tree_place(id)])?;
             }
-            transaction.execute("DELETE FROM layers WHERE id = ?1", [id.as_str()])?;
-            transaction.execute("DELETE FROM layer_blobs WHERE layer = ?1", [id.as_str()])?;
-            if !id.is_image() {
-                forget_records(transaction, id)?;
-            }
-            Ok(true)
-        })?;
-        if free {
-            self.forget_tree(id);
-            self.discard(&[layer_place(id), tree_place(id)])?;
-        }
-        Ok(free)
+            orphans
+        };
+        self.remove_buried(&buried);
+        Ok(orphans)
     }
 
-    fn remove_free_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
-        // With the publish lock, nobody puts the same blob in while its file goes.
+    /// `named`: the index when it was read for what may not go.
+    fn remove_free_blob(
+        &self,
+        digest: &Digest,
+        named: Option<(u64, i64)>,
+    ) -> Result<bool, StoreError> {
+        // With the publish lock, nobody puts the same blob in, or gives an image that needs it a name, while its file goes.
         let _lock = self.publish_lock()?;
+        if self.index_stamp() != named && self.named_blobs()?.contains(digest.as_str()) {
+            return Ok(false);
+        }
         let leased = self.db().write("forget a blob", |transaction| {
             if is_leased(transaction, "blob", digest.as_str())? {
                 return Ok(true);
@@ -287,47 +320,137 @@ impl Store {
         Ok(!leased)
     }
 
-    /// Moves things into `tmp/` and removes them there.
-    fn discard(&self, places: &[PathBuf]) -> Result<(), StoreError> {
-        let process = self.process()?;
+    /// Tells one `index.json` from the next, which is another file.
+    fn index_stamp(&self) -> Option<(u64, i64)> {
+        let stat = self.root().stat(Path::new("index.json")).ok()?;
+        Some((stat.inode, stat.ctime.secs))
+    }
+
+    /// Moves things where nobody looks and everybody sweeps. Needs no room on the disk, not even a folder.
+    fn bury(&self, places: &[PathBuf]) -> Result<Vec<PathBuf>, StoreError> {
+        let mut buried = Vec::new();
         for place in places {
-            let name = process.fresh();
-            match self.root().rename(place, process.dir(), &name) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                result => result.map_err(failed("remove", &self.path().join(place)))?,
+            let name = Path::new("tmp").join(format!("{DEAD}{}", LayerId::random()));
+            match self.root().rename(place, self.root(), &name) {
+                Ok(()) => buried.push(name),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                // The database does not know it any more: it may as well go where it is.
+                Err(_) => self
+                    .root()
+                    .remove_all(place)
+                    .map_err(failed("remove", &self.path().join(place)))?,
             }
-            // The space comes back at the latest when this process is dead.
-            let _ = process.dir().remove_all(&name);
         }
+        Ok(buried)
+    }
+
+    fn remove_buried(&self, buried: &[PathBuf]) {
+        for name in buried {
+            // What cannot be removed is swept by the next process.
+            let _ = self.root().remove_all(name);
+        }
+    }
+
+    /// Moves things out of sight and removes them.
+    pub(crate) fn discard(&self, places: &[PathBuf]) -> Result<(), StoreError> {
+        let buried = self.bury(places)?;
+        self.remove_buried(&buried);
         Ok(())
+    }
+
+    /// What dead processes left in `tmp/`.
+    fn sweep_dead(&self) -> Result<(), StoreError> {
+        let path = self.path().join("tmp");
+        let sweep = || {
+            let tmp = self.root().open_dir(Path::new("tmp"))?;
+            process::sweep(&tmp)
+        };
+        sweep().map_err(failed("sweep", &path))
     }
 
     /// Files that the database does not know: of an earlier boot, of a process that died while publishing, of a
     /// database that was lost. Blobs are not among them: opening one makes it known again.
     fn sweep_unknown(&self) -> Result<(), StoreError> {
-        let _lock = self.publish_lock()?;
-        let known = self.db().write("drop what an earlier boot may have lost", |transaction| {
-            let old = "DELETE FROM layers WHERE boot IS NOT NULL AND boot != ?1";
-            transaction.execute(old, [self.boot()])?;
-            let mut query = transaction.prepare("SELECT id FROM layers")?;
-            let layers = query.query_map([], |row| row.get::<_, String>(0))?;
-            let mut known = layers.collect::<rusqlite::Result<HashSet<_>>>()?;
-            let mut query = transaction.prepare("SELECT dir FROM mounts")?;
-            for dir in query.query_map([], |row| row.get::<_, String>(0))? {
-                known.insert(dir?);
-            }
-            Ok(known)
-        })?;
         let mut unknown = Vec::new();
-        for folder in ["layers", "trees", "mounts"] {
-            let path = self.path().join(folder);
-            let items = self.root().read_dir(Path::new(folder)).map_err(failed("read", &path))?;
-            let names = items.into_iter().map(|item| item.name);
-            let names = names.filter(|name| !name.to_str().is_some_and(|n| known.contains(n)));
-            unknown.extend(names.map(|name| Path::new(folder).join(name)));
-        }
-        self.discard(&unknown)
+        let buried = {
+            let _lock = self.publish_lock()?;
+            let known =
+                self.db().write("drop what an earlier boot may have lost", |transaction| {
+                    let old = "DELETE FROM layers WHERE boot IS NOT NULL AND boot != ?1";
+                    transaction.execute(old, [self.boot()])?;
+                    let mut query = transaction.prepare("SELECT id FROM layers")?;
+                    let layers = query.query_map([], |row| row.get::<_, String>(0))?;
+                    let mut known = layers.collect::<rusqlite::Result<HashSet<_>>>()?;
+                    let mut query = transaction.prepare("SELECT dir FROM mounts")?;
+                    for dir in query.query_map([], |row| row.get::<_, String>(0))? {
+                        known.insert(dir?);
+                    }
+                    Ok(known)
+                })?;
+            for folder in ["layers", "trees", "mounts"] {
+                let path = self.path().join(folder);
+                let items =
+                    self.root().read_dir(Path::new(folder)).map_err(failed("read", &path))?;
+                let names = items.into_iter().map(|item| item.name);
+                let names = names.filter(|name| !name.to_str().is_some_and(|n| known.contains(n)));
+                unknown.extend(names.map(|name| Path::new(folder).join(name)));
+            }
+            self.bury(&unknown)?
+        };
+        self.remove_buried(&buried);
+        Ok(())
     }
+
+    /// When the record that answered under this key was pruned, if it was: seconds since 1970.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn pruned_when(&self, key: &Key) -> Result<Option<i64>, StoreError> {
+        use rusqlite::OptionalExtension;
+        self.db().read("look for a pruned record", |connection| {
+            let query = "SELECT time FROM pruned WHERE key = ?1";
+            let mut statement = connection.prepare_cached(query)?;
+            statement.query_row([key.as_bytes()], |row| row.get(0)).optional()
+        })
+    }
+
+    /// Forgets the oldest notes of what was pruned, and what is left of mounts that are gone.
+    fn forget_notes(&self) -> Result<(), StoreError> {
+        self.db().write("forget what was pruned long ago", |transaction| {
+            let old = "DELETE FROM pruned WHERE time < (SELECT time FROM pruned
+                       ORDER BY time DESC LIMIT 1 OFFSET ?1)";
+            transaction.execute(old, [REMEMBERED])?;
+            for table in ["mount_users", "mount_sizes"] {
+                let query =
+                    format!("DELETE FROM {table} WHERE dir NOT IN (SELECT dir FROM mounts)");
+                transaction.execute(&query, [])?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The rows from the least valuable on; of equals the one that was used longest ago.
+fn order(rows: &[UsageRow], held: &Held) -> Vec<usize> {
+    let now = now();
+    let worth = Worth::new(rows, held, now);
+    let mut order: Vec<(bool, f64, usize)> = (rows.iter().enumerate())
+        .map(|(at, row)| (row.referenced && now - row.last_used < FRESH, worth.of(row), at))
+        .collect();
+    order.sort_by(|a, b| {
+        let last_used = |at: usize| rows[at].last_used;
+        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(last_used(a.2).cmp(&last_used(b.2)))
+    });
+    order.into_iter().map(|(_, _, at)| at).collect()
+}
+
+/// Inodes that limits on free space stand for, where they are short.
+fn missing_inodes(options: &PruneOptions, space: &Space) -> u64 {
+    if options.limits.min_free.is_none() || space.inodes == 0 {
+        return 0;
+    }
+    let least = space.inodes / INODES;
+    if space.inodes_free >= least { 0 } else { 2 * least - space.inodes_free }
 }
 
 fn is_leased(transaction: &Transaction<'_>, kind: &str, name: &str) -> rusqlite::Result<bool> {
@@ -336,112 +459,33 @@ fn is_leased(transaction: &Transaction<'_>, kind: &str, name: &str) -> rusqlite:
         .exists([kind, name])
 }
 
-/// Records that cannot do without a layer.
-pub(crate) fn forget_records(transaction: &Transaction<'_>, id: &LayerId) -> rusqlite::Result<()> {
+/// Records that cannot do without a layer go, and it is noted when. Gives their own layers that nothing answers with
+/// any more.
+pub(crate) fn forget_records(
+    transaction: &Transaction<'_>,
+    id: &LayerId,
+) -> rusqlite::Result<Vec<String>> {
     let mut query = transaction
-        .prepare_cached("SELECT id FROM records WHERE own = ?1 OR instr(layers, ?1) > 0")?;
-    let records = query.query_map([id.as_str()], |row| row.get::<_, i64>(0))?;
-    for record in records.collect::<rusqlite::Result<Vec<_>>>()? {
-        transaction.execute("DELETE FROM keys WHERE record = ?1", [record])?;
-        transaction.execute("DELETE FROM records WHERE id = ?1", [record])?;
+        .prepare_cached("SELECT id, own FROM records WHERE own = ?1 OR instr(layers, ?1) > 0")?;
+    let records = query.query_map([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let records = records.collect::<rusqlite::Result<Vec<(i64, Option<String>)>>>()?;
+    let mut layers = HashSet::new();
+    for (record, own) in records {
+        transaction
+            .prepare_cached(
+                "INSERT OR REPLACE INTO pruned SELECT key, ?2 FROM keys WHERE record = ?1",
+            )?
+            .execute(params![record, now()])?;
+        transaction.prepare_cached("DELETE FROM keys WHERE record = ?1")?.execute([record])?;
+        transaction.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([record])?;
+        layers.extend(own.filter(|own| own != id.as_str()));
     }
-    Ok(())
-}
-
-fn layer_rows(transaction: &Transaction<'_>, held: &Held) -> rusqlite::Result<Vec<UsageRow>> {
-    let mut query = transaction.prepare("SELECT id, size, created_ms, last_used FROM layers")?;
-    let rows = query.query_map([], |row| {
-        let id: String = row.get(0)?;
-        let image = id.parse::<LayerId>().is_ok_and(|id| id.is_image());
-        Ok(UsageRow {
-            kind: if image { UsageKind::ImageLayer } else { UsageKind::Layer },
-            size: unsigned(row.get(1)?),
-            created: row.get::<_, i64>(2)? / 1000,
-            last_used: row.get(3)?,
-            in_use: held.layers.contains(&id),
-            shared: image || held.recorded.contains(&id),
-            description: held.descriptions.get(&id).cloned().unwrap_or_default(),
-            id,
-        })
-    })?;
-    rows.collect()
-}
-
-fn blob_rows(transaction: &Transaction<'_>, held: &Held) -> rusqlite::Result<Vec<UsageRow>> {
-    let mut query = transaction.prepare("SELECT digest, size, created_ms, last_used FROM blobs")?;
-    let rows = query.query_map([], |row| {
-        let id: String = row.get(0)?;
-        Ok(UsageRow {
-            kind: UsageKind::Blob,
-            size: unsigned(row.get(1)?),
-            created: row.get::<_, i64>(2)? / 1000,
-            last_used: row.get(3)?,
-            in_use: held.blobs.contains(&id),
-            // What was pulled is worth keeping as long as anything else: nothing tells who may ask for it.
-            shared: true,
-            description: if held.archives.contains(&id) { "archive of a layer" } else { "" }
-                .to_owned(),
-            id,
-        })
-    })?;
-    rows.collect()
-}
-
-fn mount_rows(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<UsageRow>> {
-    let mut query = transaction.prepare("SELECT dir, id, created, last_used FROM mounts")?;
-    let rows = query.query_map([], |row| {
-        let description: String = row.get(1)?;
-        Ok(UsageRow {
-            kind: UsageKind::CacheMount,
-            id: row.get(0)?,
-            size: 0,
-            created: row.get(2)?,
-            last_used: row.get(3)?,
-            in_use: false,
-            shared: !description.is_empty(),
-            description,
-        })
-    })?;
-    rows.collect()
-}
-
-/// Bytes on disk of everything beneath, hard links once; what cannot be read counts nothing.
-fn disk_size(root: &Root, top: &Path) -> u64 {
-    let (mut size, mut seen) = (0, HashSet::new());
-    let mut pending = vec![top.to_owned()];
-    while let Some(dir) = pending.pop() {
-        for item in root.read_dir(&dir).unwrap_or_default() {
-            let path = dir.join(&item.name);
-            if item.kind == FileKind::Directory {
-                pending.push(path);
-            } else if let Ok(stat) = root.stat(&path)
-                && (stat.links < 2 || seen.insert(stat.inode))
-            {
-                size += stat.blocks * 512;
-            }
+    let mut orphans = Vec::new();
+    for layer in layers {
+        let query = "SELECT 1 FROM records WHERE own = ?1 OR instr(layers, ?1) > 0";
+        if !transaction.prepare_cached(query)?.exists([&layer])? {
+            orphans.push(layer);
         }
     }
-    size
-}
-
-/// What a manifest or an index points to.
-fn referenced(bytes: &[u8]) -> Vec<Descriptor> {
-    #[derive(serde::Deserialize)]
-    struct Document {
-        #[serde(default)]
-        manifests: Vec<Descriptor>,
-        config: Option<Descriptor>,
-        #[serde(default)]
-        layers: Vec<Descriptor>,
-        #[serde(default)]
-        blobs: Vec<Descriptor>,
-        subject: Option<Descriptor>,
-    }
-    let Ok(document) = serde_json::from_slice::<Document>(bytes) else { return Vec::new() };
-    let mut found = document.manifests;
-    found.extend(document.config);
-    found.extend(document.layers);
-    found.extend(document.blobs);
-    found.extend(document.subject);
-    found
+    Ok(orphans)
 }

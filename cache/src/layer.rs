@@ -142,7 +142,7 @@ impl LayerDraft {
     }
 
     fn commit(&self, id: &LayerId, tree: &Tree) -> Result<(), StoreError> {
-        let size = i64::try_from(tree.data_size()).unwrap_or(i64::MAX);
+        let size = i64::try_from(tree.disk_size()).unwrap_or(i64::MAX);
         let entries = i64::try_from(tree.len()).unwrap_or(i64::MAX);
         self.store.db().write("publish a layer", |transaction| {
             let query = "INSERT OR REPLACE INTO layers

@@ -8,6 +8,7 @@
 //!   trees/<id>               the Merkle tree of each of them
 //!   contexts/<hash>          stat caches: digests of a context directory's files
 //!   mounts/<hash>/           RUN cache mounts
+//!   reserve/                 room to prune when the disk is full
 //!   logs/<build>/<step>      what steps wrote
 //!   kiln.db                  SQLite (WAL): records, keys, builds, leases, last use, sizes
 //!   quarantine/              what was found damaged
@@ -26,6 +27,7 @@ mod context;
 mod db;
 mod digest;
 mod failures;
+mod filter;
 mod fsck;
 mod gc;
 mod images;
@@ -35,12 +37,15 @@ mod layer_writer;
 mod layers;
 mod lease;
 mod lock;
+mod measure;
 mod mounts;
 mod oci;
 mod owner;
 mod process;
 mod quarantine;
+mod quota;
 mod record;
+mod reserve;
 mod root;
 mod scan;
 mod stat_cache;
@@ -48,7 +53,9 @@ mod store;
 mod tree;
 mod tree_digest;
 mod tree_format;
+mod usage;
 mod view;
+mod worth;
 
 pub use blob::{BlobInfo, BlobWriter};
 pub use builds::{BuildId, BuildRow};
@@ -57,8 +64,9 @@ pub use digest::{
     Algorithm, ContentDigest, DiffId, Digest, DigestHasher, HashingReader, Key, LayerId, Mismatch,
     ParseDigestError, Verifier, VerifyingReader,
 };
+pub use filter::{Filter, FilterError};
 pub use fsck::{FsckReport, Problem};
-pub use gc::{PruneOptions, PruneReport, UsageKind, UsageRow};
+pub use gc::{Limits, PruneOptions, PruneReport, Space};
 pub use images::StoredImage;
 pub use layer::LayerDraft;
 pub use layer_blobs::{FrameLocation, LayerBlob};
@@ -69,9 +77,10 @@ pub use lock::KeyLock;
 pub use mounts::{CacheMount, CacheMountRequest, Sharing};
 pub use oci::{Descriptor, Platform};
 pub use quarantine::Damage;
-pub use record::{NewRecord, Record};
+pub use record::{NewRecord, Record, TOUCH_AFTER};
 pub use root::{DirItem, FileKind, Root, Stat};
 pub use store::{Store, StoreError};
 pub use tree::{Entry, Kind, Metadata, NodeRef, Time, Tree, TreeBuilder};
 pub use tree_format::DecodeTreeError;
+pub use usage::{UsageKind, UsageRow};
 pub use view::{FileIdentity, Known, ResolveError, View, ViewEntry, resolve};

@@ -12,10 +12,13 @@ use crate::owner::as_far_as_possible;
 use crate::process::LockFile;
 use crate::root::Root;
 use crate::store::{Store, StoreError, failed, now, now_ms};
-use rusqlite::params;
+use rusqlite::{Transaction, params};
 
 /// Between two attempts to get a mount that somebody has.
 const WAIT: Duration = Duration::from_millis(20);
+
+/// So many steps that used a mount are remembered.
+const USERS: i64 = 16;
 
 /// Who may use a cache mount at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +47,8 @@ pub struct CacheMountRequest {
     pub uid: u32,
     /// Group of a new one.
     pub gid: u32,
+    /// Who asks, for people: the step.
+    pub user: String,
 }
 
 /// A cache mount in use; dropping it lets others have it.
@@ -66,7 +71,7 @@ fn lock_place(dir: &str) -> PathBuf {
 }
 
 fn hash(request: &CacheMountRequest) -> String {
-    let CacheMountRequest { id, base, mode, uid, gid, sharing: _ } = request;
+    let CacheMountRequest { id, base, mode, uid, gid, sharing: _, user: _ } = request;
     let mut hasher = blake3::Hasher::new_derive_key("kiln 2026-11 name of a cache mount v1");
     let text = serde_json::to_vec(&(id, base, mode, uid, gid)).expect("it can be written as JSON");
     hasher.update(&text);
@@ -86,15 +91,26 @@ impl Store {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<CacheMount>, StoreError> {
         let hash = hash(request);
+        let user = request.user.as_str();
         loop {
             let dirs = self.mount_dirs(&hash)?;
             let wanted = match request.sharing {
                 Sharing::Private => dirs.as_slice(),
                 _ => &dirs[..dirs.len().min(1)],
             };
+            let shared = request.sharing == Sharing::Shared;
             for dir in wanted {
-                if let Some(mount) = self.take_mount(dir, request.sharing == Sharing::Shared)? {
+                if let Some(mount) = self.take_mount(dir, shared, user)? {
                     return Ok(Some(mount));
+                }
+            }
+            if request.sharing == Sharing::Private {
+                // Nobody just looks whether one is free while we look: none is, then.
+                let _guard = self.mount_guard()?;
+                for dir in wanted {
+                    if let Some(mount) = self.take_mount(dir, shared, user)? {
+                        return Ok(Some(mount));
+                    }
                 }
             }
             if wanted.is_empty() || request.sharing == Sharing::Private {
@@ -106,6 +122,18 @@ impl Store {
             }
             std::thread::sleep(WAIT);
         }
+    }
+
+    /// Held by whoever only looks whether a mount is free.
+    fn mount_guard(&self) -> Result<LockFile, StoreError> {
+        let name = Path::new("locks/mounts");
+        LockFile::wait(self.root(), name).map_err(failed("lock", &self.path().join(name)))
+    }
+
+    /// Whether a running step, of any process, has it.
+    pub(crate) fn mount_in_use(&self, dir: &str) -> bool {
+        let Ok(_guard) = self.mount_guard() else { return true };
+        self.mount_lock(dir, false).map_or(true, |lock| lock.is_none())
     }
 
     /// The folders that belong to a hash, oldest first.
@@ -125,16 +153,29 @@ impl Store {
         Ok(file.try_lock(shared)?.then_some(file))
     }
 
-    fn take_mount(&self, dir: &str, shared: bool) -> Result<Option<CacheMount>, StoreError> {
+    pub(crate) fn take_mount(
+        &self,
+        dir: &str,
+        shared: bool,
+        user: &str,
+    ) -> Result<Option<CacheMount>, StoreError> {
         let path = self.path().join("mounts").join(dir);
         let lock = self.mount_lock(dir, shared).map_err(failed("lock the cache mount", &path))?;
         let Some(lock) = lock else { return Ok(None) };
         // With the lock held, pruning cannot take it any more; it may have before.
         let there = self.db().write("note the use of a cache mount", |transaction| {
+            if user.is_empty() {
+                // Somebody who only looks into it.
+                return transaction.prepare("SELECT 1 FROM mounts WHERE dir = ?1")?.exists([dir]);
+            }
             let query = "UPDATE mounts SET last_used = ?2 WHERE dir = ?1";
-            transaction.execute(query, params![dir, now()])
+            let there = transaction.execute(query, params![dir, now()])? > 0;
+            if there {
+                note_user(transaction, dir, user)?;
+            }
+            Ok(there)
         })?;
-        if there == 0 {
+        if !there {
             return Ok(None);
         }
         if self.root().stat(&Path::new("mounts").join(dir)).is_err() {
@@ -204,14 +245,28 @@ impl Store {
 
     /// Removes a cache mount that nobody uses; false when somebody does.
     pub(crate) fn remove_mount(&self, dir: &str) -> Result<bool, StoreError> {
-        let path = self.path().join("mounts").join(dir);
+        let place = Path::new("mounts").join(dir);
+        let path = self.path().join(&place);
         let lock = self.mount_lock(dir, false).map_err(failed("lock the cache mount", &path))?;
         let Some(_lock) = lock else { return Ok(false) };
         self.db().write("forget a cache mount", |transaction| {
-            transaction.execute("DELETE FROM mounts WHERE dir = ?1", [dir])
+            for table in ["mounts", "mount_users", "mount_sizes"] {
+                transaction.execute(&format!("DELETE FROM {table} WHERE dir = ?1"), [dir])?;
+            }
+            Ok(())
         })?;
-        let removed = self.root().remove_all(&Path::new("mounts").join(dir));
+        let removed = self.discard(&[place]);
         let _ = self.root().remove_file(&lock_place(dir));
-        removed.map(|()| true).map_err(failed("remove", &path))
+        removed.map(|()| true)
     }
+}
+
+/// Of the steps that used a mount, the last few are kept.
+fn note_user(transaction: &Transaction<'_>, dir: &str, user: &str) -> rusqlite::Result<()> {
+    let query = "INSERT OR REPLACE INTO mount_users (dir, step, last_used) VALUES (?1, ?2, ?3)";
+    transaction.execute(query, params![dir, user, now()])?;
+    let query = "DELETE FROM mount_users WHERE dir = ?1 AND step NOT IN
+                 (SELECT step FROM mount_users WHERE dir = ?1 ORDER BY last_used DESC LIMIT ?2)";
+    transaction.execute(query, params![dir, USERS])?;
+    Ok(())
 }

@@ -16,7 +16,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use crate::digest::LayerId;
 use crate::root::{FileKind, Root};
 
-const DEAD: &str = "dead-";
+/// What begins with this in `tmp/` is nobody's and may be removed by anybody.
+pub(crate) const DEAD: &str = "dead-";
 
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -152,6 +153,19 @@ fn bury(tmp: &Root) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(dead)
+}
+
+/// Removes what dead processes left. Needs no room on the disk.
+pub(crate) fn sweep(tmp: &Root) -> io::Result<()> {
+    let dead = {
+        let _guard = LockFile::wait(tmp, Path::new("lock"))?;
+        bury(tmp)?
+    };
+    for name in dead {
+        // Another process may be at it, too.
+        let _ = tmp.remove_all(&name);
+    }
+    Ok(())
 }
 
 /// Whether nobody holds the folder `name`. Call with `tmp/lock` held.

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use crate::digest::{ContentDigest, Key, LayerId};
+use crate::digest::{ContentDigest, Digest, Key, LayerId};
 use crate::store::{Store, StoreError, now};
 
 /// A step's result, to be found again by its keys.
@@ -54,10 +54,24 @@ pub struct Record {
     pub created: i64,
     /// How long it ran.
     pub duration_ms: u64,
+    /// When it last answered, give or take [`TOUCH_AFTER`]: seconds since 1970.
+    pub last_used: i64,
+}
+
+/// Seconds: a use that is noted is not noted again for so long, so that most builds write nothing.
+pub const TOUCH_AFTER: i64 = 3600;
+
+impl Record {
+    /// Whether its use is worth a note ([`Store::touch`]).
+    #[must_use]
+    pub fn wants_touch(&self) -> bool {
+        // A clock that was set back leaves times in the future.
+        (now() - self.last_used).abs() >= TOUCH_AFTER
+    }
 }
 
 const COLUMNS: &str = "r.id, r.definition, r.content, r.layers, r.own, r.result, r.description, \
-                       r.parts, r.created, r.duration_ms";
+                       r.parts, r.created, r.duration_ms, r.last_used";
 
 /// `None` for a row that this program cannot have written.
 fn from_row(row: &Row<'_>) -> rusqlite::Result<Option<Record>> {
@@ -79,6 +93,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Option<Record>> {
         parts,
         created: row.get(8)?,
         duration_ms: row.get::<_, i64>(9)?.try_into().unwrap_or(0),
+        last_used: row.get(10)?,
     }))
 }
 
@@ -208,6 +223,7 @@ impl Store {
             parts,
             created,
             duration_ms,
+            last_used: created,
         })
     }
 
@@ -219,12 +235,13 @@ impl Store {
         self.db().write("save a key", |transaction| take_key(transaction, key, record))
     }
 
-    /// Notes the use of records and their layers, for pruning; off the hot path.
+    /// Notes the use of records, of their layers, and of documents (manifests, configurations) of images that a build
+    /// stood on, for pruning; off the hot path.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn touch(&self, ids: &[i64]) -> Result<(), StoreError> {
-        if ids.is_empty() {
+    pub fn touch(&self, ids: &[i64], documents: &[Digest]) -> Result<(), StoreError> {
+        if ids.is_empty() && documents.is_empty() {
             return Ok(());
         }
         let now = now();
@@ -242,6 +259,11 @@ impl Store {
             }
             for id in layers {
                 layer.execute(params![id, now])?;
+            }
+            let mut blob =
+                transaction.prepare_cached("UPDATE blobs SET last_used = ?2 WHERE digest = ?1")?;
+            for digest in documents {
+                blob.execute(params![digest.as_str(), now])?;
             }
             Ok(())
         })

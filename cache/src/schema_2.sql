@@ -26,3 +26,34 @@ CREATE TABLE failures (
     size        INTEGER NOT NULL,
     document    TEXT NOT NULL
 ) WITHOUT ROWID;
+
+-- Keys that answered until their record was pruned; time: when. The oldest go.
+CREATE TABLE pruned (
+    key         BLOB PRIMARY KEY,
+    time        INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX pruned_by_time ON pruned (time);
+
+-- Steps that used a cache mount, the last few of them; dir as in mounts
+CREATE TABLE mount_users (
+    dir         TEXT NOT NULL,
+    step        TEXT NOT NULL,
+    last_used   INTEGER NOT NULL,
+    PRIMARY KEY (dir, step)
+) WITHOUT ROWID;
+
+-- What a cache mount came to on disk when somebody looked
+CREATE TABLE mount_sizes (
+    dir         TEXT PRIMARY KEY,
+    bytes       INTEGER NOT NULL,
+    measured    INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- The automatic garbage collection; one row. checked: when quotas were last looked at; aged: when age was;
+-- distrusted: since when the clock is not believed
+CREATE TABLE gc (
+    checked     INTEGER NOT NULL,
+    aged        INTEGER NOT NULL,
+    distrusted  INTEGER NOT NULL
+);
+INSERT INTO gc VALUES (0, 0, 0);

@@ -16,6 +16,7 @@ use crate::db::{self, Db};
 use crate::digest::{ContentDigest, Digest, LayerId};
 use crate::process::{LockFile, Process};
 use crate::quarantine::Damage;
+use crate::reserve;
 use crate::root::Root;
 use crate::tree::Tree;
 
@@ -434,6 +435,7 @@ fn initialise(path: &Path) -> Result<Root, StoreError> {
         let _ = root.remove_file(&draft);
         made.map_err(failed("make", &path.join(name)))?;
     }
+    reserve::make(&root);
     Ok(root)
 }
 

@@ -213,6 +213,22 @@ impl Tree {
             .fold(0_u64, |sum, (size, _)| sum.saturating_add(size))
     }
 
+    /// Bytes that it will take on a disk, about: whole blocks of 4 KiB, one for each directory.
+    #[must_use]
+    pub fn disk_size(&self) -> u64 {
+        const BLOCK: u64 = 4096;
+        let mut seen = HashSet::new();
+        let each = self.nodes.iter().filter_map(|node| match node.entry.kind {
+            Kind::File { size, .. } => {
+                let group = node.entry.link_group;
+                (group == 0 || seen.insert(group)).then(|| size.div_ceil(BLOCK))
+            }
+            Kind::Directory { .. } => Some(1),
+            _ => None,
+        });
+        each.fold(0_u64, u64::saturating_add).saturating_mul(BLOCK)
+    }
+
     fn name_of(&self, node: &Node) -> &[u8] {
         &self.names[node.name.start as usize..node.name.end as usize]
     }

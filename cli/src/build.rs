@@ -109,7 +109,9 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         settings,
     };
     let made = recorded::build(&engine, &work)?;
-    report::write(options, &names, made.as_ref())
+    report::write(options, &names, made.as_ref())?;
+    images.room().tidy();
+    Ok(())
 }
 
 /// What another machine is needed for is not asked for without one.

@@ -4,6 +4,7 @@ mod builds;
 mod cp;
 mod debug;
 mod doctor;
+mod du;
 mod explain;
 mod fsck;
 mod history;
@@ -101,6 +102,8 @@ enum Command {
     Fsck(fsck::Options),
     /// Remove what no image and no recent build needs
     Prune(prune::Options),
+    /// Tell what uses space
+    Du(du::Options),
 }
 
 /// Reads the command line and does what it says.
@@ -142,6 +145,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         Command::Cp(options) => cp::run(&options, &settings),
         Command::Fsck(options) => fsck::run(&options, &settings),
         Command::Prune(options) => prune::run(&options, &settings),
+        Command::Du(options) => du::run(&options, &settings),
     }
 }
 
@@ -209,9 +213,13 @@ fn size(bytes: u64) -> String {
 
 /// `3 minutes ago`; of a time in seconds since 1970.
 fn ago(time: i64) -> String {
+    span(now().saturating_sub(time))
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok()).unwrap_or(time);
-    span(now.saturating_sub(time))
+    i64::try_from(now.unwrap_or_default().as_secs()).unwrap_or(i64::MAX)
 }
 
 /// An age in seconds, in the largest unit of which there is at least one.

@@ -15,6 +15,7 @@ mod csv;
 mod exit;
 mod explain;
 mod failure;
+mod gc;
 mod history;
 mod isolation;
 mod output;

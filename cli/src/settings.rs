@@ -10,6 +10,7 @@ use serde::Deserialize;
 use kiln_executor::rootless::Entered;
 
 use crate::failure::Failure;
+use crate::gc::GcConfig;
 
 /// Everything that does not come from the command line of one command.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) strict_network: bool,
     /// A file of certificate authorities that RUN steps trust besides those of their image.
     pub(crate) ca_certs: Option<PathBuf>,
+    /// What is kept of the cache.
+    pub(crate) gc: Option<GcConfig>,
 }
 
 /// How one registry host is reached.
@@ -102,6 +105,7 @@ fn load_config() -> Result<Config, Failure> {
         if !own.cdi_spec_dirs.is_empty() {
             merged.cdi_spec_dirs = own.cdi_spec_dirs;
         }
+        merged.gc = own.gc.or(merged.gc);
     }
     Ok(merged)
 }
@@ -119,9 +123,14 @@ fn read_config(path: &Path) -> Result<Option<Config>, Failure> {
         }
         Err(e) => return Err(Failure::io("read", path.display(), &e)),
     };
-    toml::from_str(&text).map(Some).map_err(|e| {
-        Failure::usage(format_args!("`{}` is not a valid configuration: {e}", path.display()))
-    })
+    let invalid = |why: &dyn std::fmt::Display| {
+        Failure::usage(format_args!("`{}` is not a valid configuration: {why}", path.display()))
+    };
+    let config: Config = toml::from_str(&text).map_err(|e| invalid(&e))?;
+    if let Some(gc) = &config.gc {
+        gc.check().map_err(|e| invalid(&e.message()))?;
+    }
+    Ok(Some(config))
 }
 
 /// An environment variable that holds an absolute path (the XDG base directory specification says

@@ -17,6 +17,7 @@ pub(crate) mod ports;
 mod pressure;
 pub(crate) mod registry;
 pub(crate) mod remote;
+pub(crate) mod room;
 pub(crate) mod run;
 pub(crate) mod sandbox;
 mod seccomp;

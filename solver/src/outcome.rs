@@ -31,6 +31,8 @@ pub struct Outcome {
     pub snapshots: HashMap<NodeId, Snapshot>,
     /// How each of them came about.
     pub statuses: HashMap<NodeId, Status>,
+    /// Records that answered and whose use is worth a note ([`kiln_cache::Store::touch`]): off the path.
+    pub used: Vec<i64>,
     /// Keeps the layers in the store for as long as the outcome lives, where a step ran.
     pub lease: Option<Lease>,
 }

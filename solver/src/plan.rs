@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) needed: BTreeSet<NodeId>,
     /// Nodes whose result, or that of something they need, is made anew by wish.
     pub(crate) forced: BTreeSet<NodeId>,
+    /// Records that answered and whose use is worth a note.
+    pub(crate) used: Vec<i64>,
 }
 
 /// Plans a graph for its targets.
@@ -54,6 +56,8 @@ pub(crate) fn plan(
         .map(|id| plan.definitions[id])
         .collect();
     let found = if keys.is_empty() { HashMap::new() } else { store.lookup_many(&keys)? };
+    let stale = found.values().filter(|record| record.wants_touch());
+    plan.used = stale.map(|record| record.id).collect();
     plan.reachable = reachable;
     walk_back(graph, targets, &found, &mut plan);
     Ok(plan)

@@ -42,7 +42,8 @@ pub fn solve(
 ) -> Result<Outcome, SolveError> {
     let (plan, lease) = held_plan(graph, targets, store, ports)?;
     step::send(&options.events, Event::Planned(plan.definitions.clone()));
-    let mut outcome = Outcome { snapshots: plan.snapshots.clone(), ..Outcome::default() };
+    let used = plan.used.clone();
+    let mut outcome = Outcome { snapshots: plan.snapshots.clone(), used, ..Outcome::default() };
     for &id in &plan.reachable {
         if plan::is_step(&graph.node(id).op) && !plan.needed.contains(&id) {
             outcome.statuses.insert(id, Status::Cached);

@@ -236,6 +236,8 @@ fn look_up(
         if let Some(files) = files {
             shared.store.add_key(files, again.id).map_err(store_error)?;
         }
+    } else if record.wants_touch() {
+        shared.store.touch(&[record.id], &[]).map_err(store_error)?;
     }
     Ok(Some((snapshot, Status::Cached)))
 }

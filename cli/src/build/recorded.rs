@@ -2,9 +2,8 @@
 //! however it ends.
 
 use std::collections::BTreeSet;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use kiln_cache::Damage;
+use kiln_cache::{Damage, Store};
 use kiln_parser::graph::{NodeId, Op};
 use kiln_parser::lower::Lowered;
 use kiln_solver::outcome::{Outcome, SolveError};
@@ -16,6 +15,7 @@ use super::options::BuildOptions;
 use super::tasks::Logs;
 use super::{lowering, report};
 use crate::annotation::Annotation;
+use crate::command::now;
 use crate::explain::image_name;
 use crate::failure::{Failure, chain};
 use crate::history::failed::FailedStep;
@@ -156,7 +156,24 @@ fn solve_and_write(
         settings: work.settings,
     };
     let made = write_outputs(&built, work.outputs, work.names);
+    if made.is_ok() {
+        note_use(engine.store, lowered, &outcome);
+    }
     Ok((made, outcome))
+}
+
+/// For pruning: what was used last goes last. At most once an hour for each thing; when it cannot be noted, the build is
+/// none the worse.
+fn note_use(store: &Store, lowered: &Lowered, outcome: &Outcome) {
+    if outcome.used.is_empty() {
+        return;
+    }
+    let nodes = lowered.graph.ids().map(|id| &lowered.graph.node(id).op);
+    let images = nodes.filter_map(|op| match op {
+        Op::Image(image) => image.digest.parse().ok(),
+        _ => None,
+    });
+    let _unnoted = store.touch(&outcome.used, &images.collect::<Vec<_>>());
 }
 
 /// What is known before anything runs.
@@ -174,12 +191,6 @@ fn head(options: &BuildOptions, work: &Work<'_>) -> Document {
         images: images.collect(),
         ..Document::default()
     }
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn write_outputs(

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use kiln_parser::duration;
 use kiln_parser::git::GitRef;
 
 use crate::failure::Failure;
@@ -131,9 +133,43 @@ pub(crate) fn bytes(flag: &str, option: &str) -> Result<u64, Failure> {
     })
 }
 
+/// Reads how long something was not used: `36h`, `90m` as Go does, and `7d`, `2w`, or seconds.
+///
+/// # Errors
+/// None of these, or less than nothing.
+pub(crate) fn age(flag: &str, option: &str) -> Result<Duration, Failure> {
+    const DAY: u64 = 24 * 3600;
+    let text = option.trim();
+    let whole = |suffix: &str, seconds: u64| {
+        let number: u64 = text.strip_suffix(suffix)?.parse().ok()?;
+        number.checked_mul(seconds).map(Duration::from_secs)
+    };
+    let nanoseconds = || u64::try_from(duration::parse(text).ok()?).ok().map(Duration::from_nanos);
+    whole("", 1)
+        .or_else(|| whole("d", DAY))
+        .or_else(|| whole("w", 7 * DAY))
+        .or_else(nanoseconds)
+        .ok_or_else(|| {
+            Failure::usage(format_args!("invalid {flag} `{option}`: not a duration"))
+                .hint("for example 24h or 7d")
+        })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{ContextValue, add_host, build_context, bytes, pair};
+    use super::{ContextValue, add_host, age, build_context, bytes, pair};
+
+    #[test]
+    fn ages() {
+        for (text, seconds) in
+            [("24h", 86_400), ("7d", 604_800), ("2w", 1_209_600), ("90", 90), ("1h30m", 5400)]
+        {
+            assert_eq!(age("--until", text).expect(text).as_secs(), seconds, "{text}");
+        }
+        for wrong in ["", "d", "-1h", "soon", "1y"] {
+            assert!(age("--until", wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn contexts() {

@@ -17,9 +17,13 @@ use kiln_solver::ports::{Kind, StepError};
 
 use super::config::{from_document, language_platform, oci_platform};
 use super::registry;
+use super::room::Room;
 use crate::build::values::ContextValue;
 use crate::failure::{Failure, chain};
 use crate::settings::Settings;
+
+/// An archive and what is in it take about so many times the archive.
+const UNPACKED: u64 = 4;
 
 /// All images of a build.
 pub(crate) struct Images {
@@ -28,6 +32,7 @@ pub(crate) struct Images {
     sources: Sources,
     pull: Pull,
     cancel: Cancel,
+    room: Room,
     found: Mutex<Found>,
 }
 
@@ -70,12 +75,18 @@ impl Images {
                 (false, false) => Pull::Missing,
             },
             cancel: cancel.clone(),
+            room: Room::new(store, settings.config.gc.as_ref()),
             found: Mutex::default(),
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, Found> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The quotas that whatever is written has to keep.
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// The image behind a key that [`Self::resolve`] answered.
@@ -178,6 +189,9 @@ impl Images {
             }
         }
         for (image, places) in wanted {
+            let archives = places.iter().map(|&place| image.layers[place].descriptor.size);
+            let bytes = archives.sum::<u64>().saturating_mul(UNPACKED);
+            self.room.want(bytes).map_err(StepError::environment)?;
             let fetched = self.sources.fetch_layers(&image, &places, &Fetch(&self.cancel));
             fetched.map_err(|error| match error {
                 SourceError::Cancelled => StepError::new(Kind::Cancelled, "cancelled"),

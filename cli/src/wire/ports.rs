@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kiln_cache::{ContentDigest, Key, LayerId, Store};
+use kiln_cache::{ContentDigest, Key, LayerId, Store, StoreError};
 use kiln_executor::cancel::Cancel;
 use kiln_executor::net;
 use kiln_parser::git::GitRef;
@@ -40,6 +40,13 @@ pub(crate) struct Wire<'a> {
 }
 
 impl Wire<'_> {
+    /// Quotas are kept before a step writes; what it writes is what it wrote the last time, as far as anybody knows.
+    fn make_room(&self, step: &StepRequest<'_>) -> Result<(), StoreError> {
+        let text = step.node.steps.first().map(|step| step.text.as_str());
+        let bytes = text.map_or(Ok(0), |text| self.store.expected_size(text))?;
+        self.images.room().want(bytes)
+    }
+
     /// Whether a step needs a network of its own, and if so, whether one has to reach this machine.
     fn needs_network(&self) -> Option<bool> {
         if self.sandbox.is_offline() {
@@ -78,6 +85,7 @@ impl Ports for Wire<'_> {
     }
 
     fn run(&self, step: &StepRequest<'_>, log: &dyn Log) -> Result<StepOutput, StepError> {
+        self.make_room(step).map_err(StepError::environment)?;
         let draft = self.store.draft().map_err(StepError::environment)?;
         let tree = match &step.node.op {
             Op::Run(op) => {

@@ -197,7 +197,7 @@ fn hosts(op: &RunOp) -> Result<Vec<(String, HostAddress)>, StepError> {
 
 /// The layer directories of a snapshot.
 pub(crate) fn stack(store: &Store, snapshot: &Snapshot) -> Stack {
-    Stack { layers: snapshot.layers.iter().map(|id| store.layer_path(id)).collect() }
+    Stack::new(snapshot.layers.iter().map(|id| store.layer_path(id)).collect())
 }
 
 fn outcome(exit: Result<Exit, RunError>, op: &RunOp, limits: &Resources) -> Result<(), StepError> {
@@ -417,6 +417,7 @@ fn cache(
         mode: mode & 0o777,
         uid,
         gid,
+        user: step.node.steps.first().map(|step| step.text.clone()).unwrap_or_default(),
     };
     let fill = |root: &Root| match base {
         None => Ok(()),

@@ -14,6 +14,7 @@ mod delegated;
 mod devices;
 mod env;
 mod examples;
+mod garbage;
 mod history;
 mod hostile;
 mod house;

@@ -35,6 +35,19 @@ fn an_image_runs_as_it_says() {
 }
 
 #[test]
+fn an_image_may_have_a_layer_twice() {
+    let world = World::new();
+    world.busybox();
+    // Steps that change nothing have equal layers.
+    world.file("Dockerfile", "FROM busybox\nRUN true\nRUN echo 1 >/1\nRUN true && true\n");
+    world.build(&["-t", "twice"]).ok();
+    world.kiln(&["prune", "--all"]).ok();
+    assert_eq!(world.kiln(&["run", "twice", "cat", "/1"]).ok().out, "1\n");
+    world.file("Dockerfile", "FROM twice\nRUN cat /1\n");
+    world.build(&[]).ok();
+}
+
+#[test]
 fn the_commands_end_is_the_programs() {
     let world = world();
     let failed = world.kiln(&["run", "image", "echo bad >&2; exit 7"]);
