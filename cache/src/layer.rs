@@ -19,6 +19,7 @@ use crate::root::{FileKind, Root, Stat, read_link_at, xattrs_of};
 use crate::scan::{self, LinkNumbers, Place, Rules};
 use crate::store::{Store, StoreError, failed, layer_place, now, now_ms, tree_place};
 use crate::tree::{Entry, Kind, Metadata, Tree};
+use crate::whiteout;
 
 const OPAQUE: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
 
@@ -183,8 +184,9 @@ struct Upper {
 }
 
 impl Upper {
-    /// The attributes that belong to the layer, and whether the directory is opaque.
-    fn attributes(&self, place: &Place<'_>) -> io::Result<(Xattrs, bool)> {
+    /// The attributes that belong to the layer, whether the directory is opaque, whether the file stands
+    /// for a deletion.
+    fn attributes(&self, place: &Place<'_>) -> io::Result<(Xattrs, bool, bool)> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let top = place.name.is_empty();
         let name = if top { std::ffi::OsStr::new(".") } else { place.name };
@@ -202,11 +204,12 @@ impl Upper {
         // Steps are mounted with `userxattr`. To such an overlay `trusted.overlay.opaque` is an
         // ordinary attribute, which a copy-up of an opaque directory carries along: it says nothing.
         let is_opaque = all.get(OPAQUE[1]).is_some_and(|value| value.as_slice() == b"y");
+        let is_deletion = whiteout::is_named(all.keys());
         all.retain(|name, _| {
             let foreign = name.starts_with(b"security.") && name != b"security.capability";
             !foreign && !is_overlay_xattr(name)
         });
-        Ok((all, is_opaque))
+        Ok((all, is_opaque, is_deletion))
     }
 }
 
@@ -218,11 +221,14 @@ impl Rules for Upper {
     }
 
     fn entry(&self, place: &Place<'_>, stat: &Stat) -> io::Result<Entry> {
+        let deletion = Entry { kind: Kind::Whiteout, metadata: Metadata::default(), link_group: 0 };
         if stat.kind == FileKind::CharDevice && stat.rdev == (0, 0) {
-            let metadata = Metadata::default();
-            return Ok(Entry { kind: Kind::Whiteout, metadata, link_group: 0 });
+            return Ok(deletion);
         }
-        let (xattrs, opaque) = self.attributes(place)?;
+        let (xattrs, opaque, is_deletion) = self.attributes(place)?;
+        if is_deletion && whiteout::may_be(stat) {
+            return Ok(deletion);
+        }
         let (major, minor) = stat.rdev;
         let kind = match stat.kind {
             FileKind::Directory => Kind::Directory { opaque },

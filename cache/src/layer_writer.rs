@@ -395,7 +395,7 @@ impl LayerWriter {
     /// When the disk fails.
     pub fn whiteout(&self, path: &Path) -> io::Result<()> {
         self.prepare(path)?;
-        self.root.mknod(path, FileKind::CharDevice, 0, (0, 0))?;
+        self.root.make_whiteout(path)?;
         let metadata = Metadata::default();
         self.state().tree.insert(path, Entry { kind: Kind::Whiteout, metadata, link_group: 0 });
         Ok(())

@@ -55,6 +55,7 @@ mod tree_digest;
 mod tree_format;
 mod usage;
 mod view;
+mod whiteout;
 mod worth;
 
 pub use blob::{BlobInfo, BlobWriter};

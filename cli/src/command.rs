@@ -30,6 +30,7 @@ use crate::build::options::BuildOptions;
 use crate::failure::{Failure, chain};
 use crate::isolation::{self, Isolation};
 use crate::settings::Settings;
+use crate::snapshotter::Snapshotter;
 
 /// Build OCI images from Dockerfiles: one binary, no daemon
 #[derive(Parser, Debug)]
@@ -48,6 +49,17 @@ struct CommandLine {
         default_value = "auto"
     )]
     isolation: Isolation,
+
+    /// How the files of steps are put together: overlay, copies where it cannot be mounted, or exactly one
+    #[arg(
+        long,
+        global = true,
+        value_name = "auto|overlay|copy",
+        env = "KILN_SNAPSHOTTER",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    snapshotter: Snapshotter,
 
     /// Ask nothing of other machines: what is not in the store is an error; steps have no network
     #[arg(
@@ -122,6 +134,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     crate::signal::outlive_file_limits()
         .map_err(|e| Failure::io("install", "the signal handler", &e))?;
     let mut settings = Settings::load(line.root.as_deref(), line.offline)?;
+    settings.snapshotter = line.snapshotter;
     if !matches!(line.command, Command::Lint(_)) {
         settings.isolation = Some(isolation::enter(line.isolation)?);
     }

@@ -23,6 +23,7 @@ mod progress;
 mod render;
 mod settings;
 mod signal;
+mod snapshotter;
 mod wire;
 
 use std::panic;

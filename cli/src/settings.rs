@@ -11,6 +11,7 @@ use kiln_executor::rootless::Entered;
 
 use crate::failure::Failure;
 use crate::gc::GcConfig;
+use crate::snapshotter::Snapshotter;
 
 /// Everything that does not come from the command line of one command.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) config: Config,
     /// Nothing is asked of other machines.
     pub(crate) offline: bool,
+    /// How the files of steps are put together.
+    pub(crate) snapshotter: Snapshotter,
     /// Where the builder is, once it has moved there.
     pub(crate) isolation: Option<Entered>,
 }
@@ -59,7 +62,8 @@ impl Settings {
     /// No home folder to put the store in; a configuration file that cannot be read or has an
     /// unknown key.
     pub(crate) fn load(root: Option<&Path>, offline: bool) -> Result<Self, Failure> {
-        Ok(Self { root: store_root(root)?, config: load_config()?, offline, isolation: None })
+        let (root, config) = (store_root(root)?, load_config()?);
+        Ok(Self { root, config, offline, snapshotter: Snapshotter::default(), isolation: None })
     }
 }
 

@@ -30,7 +30,9 @@ pub fn all(store: &Path) -> Vec<Finding> {
     let finding = |name, lack| Finding { name, lack };
     vec![
         finding("own ids", own_ids(store)),
-        finding("overlay", overlay(store)),
+        finding("overlay", overlay_missing(store).map(|why| {
+            format!("steps run in copies of their files, which takes the time and the room of copying each step's base (shared blocks on btrfs and xfs): {why}")
+        })),
         finding("many layers", many_layers()),
         finding(
             "network",
@@ -67,30 +69,30 @@ fn own_ids(store: &Path) -> Option<String> {
     Some("files of steps belong to the machine's users of the same numbers; remedy: Linux 5.19, and the store on ext4, xfs, btrfs or tmpfs".to_owned())
 }
 
-fn overlay(store: &Path) -> Option<String> {
+/// Why overlay cannot be mounted with its upper directories in a store, as far as can be told without
+/// trying, and what would change that.
+pub fn overlay_missing(store: &Path) -> Option<String> {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if !known.lines().any(|line| line.trim_end().ends_with("\toverlay")) {
-        return Some(
-            "no step can run: the kernel has no overlay file system; remedy: modprobe overlay"
-                .to_owned(),
-        );
+        return Some("the kernel has no overlay file system; remedy: modprobe overlay".to_owned());
     }
     if ids::kernel() < (5, 11) {
-        return Some("no step can run: overlay in user namespaces came with Linux 5.11; remedy: a newer kernel, or --userns=host as root".to_owned());
+        return Some("overlay in user namespaces came with Linux 5.11".to_owned());
     }
     let stat = rustix::fs::statfs(store).ok()?;
     let is_overlay = u64::try_from(stat.f_type).is_ok_and(|kind| kind == OVERLAYFS_SUPER_MAGIC);
     is_overlay.then(|| {
         format!(
-            "no step can run: {} is itself on an overlay (a container's root); remedy: --root on a volume",
+            "{} is itself on an overlay, as in most containers; remedy: --root on a volume",
             store.display()
         )
     })
 }
 
 fn many_layers() -> Option<String> {
-    (ids::kernel() < LAYERS_UNBOUNDED_SINCE)
-        .then(|| "a step can have 180 layers below it at most; remedy: Linux 6.8".to_owned())
+    (ids::kernel() < LAYERS_UNBOUNDED_SINCE).then(|| {
+        "steps with more than 180 layers below them run in copies; remedy: Linux 6.8".to_owned()
+    })
 }
 
 fn limits() -> Option<String> {

@@ -9,7 +9,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::chown;
 use std::path::Path;
 
@@ -27,11 +27,11 @@ use crate::ids::Namespace;
 use crate::place::Place;
 use crate::rootfs::{self, Sys, System, Upper, context};
 use crate::seccomp::Filter;
-use crate::spec::{Limit, RunSpec, Stack, Streams};
+use crate::spec::{Limit, RunSpec, Snapshotter, Stack, Streams};
 use crate::stdio::Ends;
 use crate::sys::process::{self, Side};
 use crate::user::{self, User};
-use crate::{capability, etc, init_program, insecure, mounts, net, trust};
+use crate::{capability, copied, etc, init_program, insecure, mounts, net, trust};
 
 /// Open files of a step: soft and hard limit.
 const NOFILE_SOFT: u64 = 1024;
@@ -117,6 +117,8 @@ pub(crate) enum Report {
     NotStarted(String, i32),
     /// The user is not in the image.
     NoUser(String),
+    /// Overlay cannot be mounted.
+    NoOverlay(String),
     /// The sandbox could not be made.
     Broken(String),
 }
@@ -128,6 +130,7 @@ impl Report {
             Self::Killed(signal) => format!("killed {signal}"),
             Self::NotStarted(program, errno) => format!("notstarted {errno} {program}"),
             Self::NoUser(why) => format!("nouser {why}"),
+            Self::NoOverlay(why) => format!("nooverlay {why}"),
             Self::Broken(why) => format!("broken {why}"),
         }
     }
@@ -142,6 +145,7 @@ impl Report {
                 Self::NotStarted(program.to_owned(), errno.parse().ok()?)
             }
             "nouser" => Self::NoUser(rest.to_owned()),
+            "nooverlay" => Self::NoOverlay(rest.to_owned()),
             "broken" => Self::Broken(rest.to_owned()),
             _ => return None,
         })
@@ -301,6 +305,7 @@ fn inner(spec: &RunSpec, handles: &Handles<'_>, host: &Host) -> i32 {
     let outcome = match build(spec, handles, host) {
         Ok((user, env)) => start(spec, handles, &user, &env),
         Err(Failed::User(why)) => Report::NoUser(why),
+        Err(Failed::Overlay(error)) => Report::NoOverlay(error.to_string()),
         Err(Failed::Io(error)) => Report::Broken(error.to_string()),
     };
     report(handles, &outcome)
@@ -308,6 +313,7 @@ fn inner(spec: &RunSpec, handles: &Handles<'_>, host: &Host) -> i32 {
 
 enum Failed {
     Io(io::Error),
+    Overlay(io::Error),
     User(String),
 }
 
@@ -339,8 +345,13 @@ fn build(
         mounts::stub(bottom, Path::new(directory), true)?;
     }
     let mut layers = stack(&spec.base, &host.place);
-    let trusted = spec.ca_certs.as_ref().map(|ca| trust::prepare(ca, &layers, bottom, &spec.env));
-    let trusted = trusted.transpose()?.unwrap_or_default();
+    let trusted = match &spec.ca_certs {
+        // In a copy they are there already.
+        Some(ca) if spec.snapshotter == Snapshotter::Overlay => {
+            trust::prepare(ca, &layers, bottom, &spec.env).map_err(Failed::Overlay)?
+        }
+        _ => trust::Prepared::default(),
+    };
     layers.layers.extend(trusted.layer);
     let all: Vec<_> = [
         mounts::file("/etc/resolv.conf", etc::resolv_conf(spec, own_network)),
@@ -351,9 +362,8 @@ fn build(
     .chain(spec.mounts.iter().cloned())
     .collect();
     let cgroups = spec.insecure.then(insecure::cgroups).transpose()?;
-    let prepared = mounts::prepare(&all, &host.place, bottom)?;
-    let upper = Upper { upper: &host.place.path(&spec.upper), work: &host.place.path(&spec.work) };
-    let root = rootfs::overlay(&layers, bottom, Some(&upper))?;
+    let prepared = mounts::prepare(spec, &all, &host.place, bottom)?;
+    let root = root(spec, &layers, &host.place, bottom)?;
     let sys = handles.sys(spec);
     let system = System::make(sys)?;
     rootfs::enter(&root, Path::new("root"))?;
@@ -379,6 +389,21 @@ fn build(
     let env = environment(spec, &user);
     working_directory(&spec.cwd, &user)?;
     Ok((user, env))
+}
+
+/// The step's root, not yet anywhere.
+fn root(spec: &RunSpec, layers: &Stack, place: &Place, bottom: &Path) -> Result<OwnedFd, Failed> {
+    if spec.snapshotter == Snapshotter::Copy {
+        let copy = rootfs::open_path(&place.path(&copied::root_path(&spec.work)))?;
+        let root = rootfs::clone_mount(&copy, false)?;
+        if spec.own_ids {
+            // As of an overlay in a user namespace: devices of an image cannot be opened.
+            context(|| "protect the root".to_owned(), crate::sys::mount::no_devices(root.as_fd()))?;
+        }
+        return Ok(root);
+    }
+    let upper = Upper { upper: &place.path(&spec.upper), work: &place.path(&spec.work) };
+    rootfs::overlay(layers, bottom, Some(&upper)).map_err(Failed::Overlay)
 }
 
 /// A stack with the paths that the step sees.

@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use crate::place::Place;
 use crate::rootfs::{self, Upper, context};
-use crate::spec::{MountSource, MountSpec, Stack};
+use crate::spec::{MountSource, MountSpec, RunSpec, Stack};
 
 /// A mount whose source is ready.
 pub(crate) struct Prepared {
@@ -48,6 +48,7 @@ pub(crate) fn stub(bottom: &Path, target: &Path, is_directory: bool) -> io::Resu
 
 /// Opens all sources; files and throw-away layers are made in the place.
 pub(crate) fn prepare(
+    spec: &RunSpec,
     mounts: &[MountSpec],
     place: &Place,
     bottom: &Path,
@@ -55,28 +56,34 @@ pub(crate) fn prepare(
     let mut prepared = Vec::with_capacity(mounts.len());
     for (number, mount) in mounts.iter().enumerate() {
         let own = PathBuf::from(format!("mount-{number}"));
-        let ready =
-            context(|| format!("mount {}", mount.target.display()), source(mount, &own, place))?;
+        let ready = context(
+            || format!("mount {}", mount.target.display()),
+            source(spec, mount, &own, place),
+        )?;
         stub(bottom, &mount.target, ready.is_directory)?;
         prepared.push(ready);
     }
     Ok(prepared)
 }
 
-fn source(mount: &MountSpec, own: &Path, place: &Place) -> io::Result<Prepared> {
+fn source(spec: &RunSpec, mount: &MountSpec, own: &Path, place: &Place) -> io::Result<Prepared> {
     let target = mount.target.clone();
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     match &mount.source {
         MountSource::Layers { stack, source, read_only } => {
+            let flags = if *read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
             let layers: Vec<_> = stack.layers.iter().map(|layer| place.path(layer)).collect();
             let tree = overlay_part(&Stack { layers }, source, *read_only, own)?;
-            let flags = if *read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
             prepared(target, tree, flags)
         }
         MountSource::Folder { folder, source, read_only } => {
             let root = rootfs::open_path(&place.path(folder))?;
             let tree = rootfs::clone_mount(&inside(&root, source)?, false)?;
-            let flags = if *read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+            let mut flags = if *read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+            if spec.own_ids && folder.starts_with(&spec.store) {
+                // Device nodes of an image, or of a step that was given the machine's, open nothing here.
+                flags |= MsFlags::MS_NODEV;
+            }
             prepared(target, tree, flags)
         }
         MountSource::Tmpfs { size } => {
@@ -130,7 +137,7 @@ fn overlay_part(stack: &Stack, source: &Path, read_only: bool, own: &Path) -> io
 }
 
 /// A path below a root, symbolic links resolved as if the root were `/`.
-fn inside(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn inside(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
     let flags = OFlags::PATH | OFlags::CLOEXEC;

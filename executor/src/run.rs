@@ -13,12 +13,13 @@ use thiserror::Error;
 
 use crate::cancel::Cancel;
 use crate::cgroup::{Group, Hit};
+use crate::copied::Copied;
 use crate::ids::{self, Namespace};
 use crate::init::{self, Handles, Joined, Report};
 use crate::init_program;
 use crate::net;
 use crate::seccomp::Filter;
-use crate::spec::{Network, RunSpec, Streams, SystemCalls};
+use crate::spec::{Network, RunSpec, Snapshotter, Streams, SystemCalls};
 use crate::stdio;
 use crate::sys::process::{self, Side};
 use crate::terminal::Typing;
@@ -59,6 +60,9 @@ pub enum RunError {
     /// The sandbox could not be made.
     #[error("cannot set up the sandbox: {0}")]
     Sandbox(String),
+    /// Overlay cannot be mounted here; the step has not begun.
+    #[error("cannot set up the sandbox: {0}")]
+    NoOverlay(String),
     /// The builder's own resources failed.
     #[error("cannot run a step: {0}")]
     Io(#[from] io::Error),
@@ -73,6 +77,22 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
     if cancel.is_cancelled() {
         return Err(RunError::Cancelled);
     }
+    let exit = if spec.snapshotter == Snapshotter::Overlay {
+        carry_out(spec, log, cancel)?
+    } else {
+        let (copied, spec) = Copied::make(spec)?;
+        let exit = carry_out(&spec, log, cancel)?;
+        copied.finish(&spec)?;
+        exit
+    };
+    if let Some(given) = &spec.ca_certs {
+        trust::forget(given, &spec.upper)?;
+    }
+    Ok(exit)
+}
+
+/// Runs a step whose files are there.
+fn carry_out(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, RunError> {
     let group = group(spec)?;
     let (ends, pipes) = stdio::open(spec.streams)?;
     let (answer, report) = pipe()?;
@@ -110,9 +130,6 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
         return Err(RunError::Cancelled);
     }
     let exit = outcome(&answer)?;
-    if let Some(given) = &spec.ca_certs {
-        trust::forget(given, &spec.upper)?;
-    }
     Ok(match group.and_then(|group| group.hit()) {
         Some(_) if exit == Exit::Code(0) => exit,
         Some(Hit::Memory) => Exit::OutOfMemory,
@@ -210,6 +227,7 @@ fn outcome(answer: &str) -> Result<Exit, RunError> {
             Err(RunError::NotStarted { program, reason })
         }
         Some(Report::NoUser(why)) => Err(RunError::NoUser(why)),
+        Some(Report::NoOverlay(why)) => Err(RunError::NoOverlay(why)),
         Some(Report::Broken(why)) => Err(RunError::Sandbox(why)),
         None => Err(RunError::Sandbox(format!("it ended without a report: {answer:?}"))),
     }

@@ -154,9 +154,21 @@ pub enum SystemCalls {
     Unfiltered,
 }
 
+/// How a step's root is made of layers, and its layer of what it wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Snapshotter {
+    /// An overlay.
+    #[default]
+    Overlay,
+    /// A private copy, compared with what it was when the step has ended.
+    Copy,
+}
+
 /// One RUN.
 #[derive(Clone, Debug)]
 pub struct RunSpec {
+    /// How the root is made.
+    pub snapshotter: Snapshotter,
     /// What the step starts from.
     pub base: Stack,
     /// Where what it writes goes (overlay's upper directory), and overlay's work directory beside it.

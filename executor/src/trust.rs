@@ -17,12 +17,14 @@ mod java;
 mod shadow;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::pem;
+use crate::rootfs;
 use crate::spec::{MountSource, MountSpec, Stack};
 
 pub(crate) use forget::forget;
@@ -167,12 +169,30 @@ pub(crate) fn prepare(
     bottom: &Path,
     env: &[(String, String)],
 ) -> io::Result<Prepared> {
+    // An overlay without an upper directory needs two others.
+    let image = match stack.layers.as_slice() {
+        [] => None,
+        _ => Some(rootfs::overlay(stack, bottom, None)?),
+    };
+    prepare_in(authorities, image.as_ref(), Path::new("trust"), env)
+}
+
+/// The same for an image whose files are all in one place; the layer gets the name that is given.
+pub(crate) fn prepare_in(
+    authorities: &CaCerts,
+    image: Option<&OwnedFd>,
+    layer: &Path,
+    env: &[(String, String)],
+) -> io::Result<Prepared> {
     let addition = authorities.addition();
     let named =
         env.iter().filter(|(name, value)| is_bundle_variable(name) && value.starts_with('/'));
     let paths: Vec<&str> =
         BUNDLES.iter().copied().chain(named.map(|(_, value)| value.as_str())).collect();
-    let shadowed = shadow::make(authorities, &addition, &paths, stack, bottom)?;
+    let shadowed = match image {
+        Some(image) => shadow::make(authorities, &addition, &paths, image, layer)?,
+        None => shadow::Shadowed::default(),
+    };
     // An image without a bundle gets that of this machine: with the caller's authorities alone, the
     // variables would keep programs from everything else.
     let mut bundle = shadowed.bundle.or_else(host_bundle).unwrap_or_default();

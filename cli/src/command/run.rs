@@ -11,6 +11,7 @@ use kiln_executor::run::{self as executor, Exit, LogSink, RunError, Stream};
 use kiln_executor::spec::{MountSource, MountSpec, Network, Resources, RunSpec, Stack, Streams};
 use kiln_parser::config::ImageConfig;
 use kiln_parser::graph::{ImageKey, ImageName};
+use kiln_solver::ports::StepError;
 
 use crate::build::options::{SandboxOptions, UserNamespace};
 use crate::command::open_store;
@@ -18,6 +19,7 @@ use crate::failure::{Failure, chain};
 use crate::settings::{Settings, caller_variable};
 use crate::wire::export::full_name;
 use crate::wire::images::Images;
+use crate::wire::run::Remarks;
 use crate::wire::sandbox::Sandbox;
 
 /// How long a command has to end by itself after Ctrl-C.
@@ -118,7 +120,8 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
     let draft = store.draft().map_err(|e| Failure::environment(chain(&e)))?;
     let scratch = draft.work_path().with_file_name("scratch");
     std::fs::create_dir_all(&scratch).map_err(|e| Failure::io("make", scratch.display(), &e))?;
-    let spec = RunSpec {
+    let mut spec = RunSpec {
+        snapshotter: sandbox.snapshotter(store.path(), &Remarks).map_err(refused)?,
         base: Stack::new(layers.iter().map(|id| store.layer_path(id)).collect()),
         upper: draft.fs_path().to_owned(),
         work: draft.work_path().to_owned(),
@@ -146,9 +149,23 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
         grace: GRACE,
         cgroup_parent: None,
     };
-    let exit = executor::run(&spec, &Through, &cancel);
+    let exit = match executor::run(&spec, &Through, &cancel) {
+        Err(RunError::NoOverlay(why)) if sandbox.overlay_refused(&why) => {
+            spec.snapshotter = sandbox.snapshotter(store.path(), &Remarks).map_err(refused)?;
+            executor::run(&spec, &Through, &cancel)
+        }
+        exit => exit,
+    };
     drop(interrupted);
     ended(exit, &spec.resources)
+}
+
+fn refused(error: StepError) -> Failure {
+    let failure = Failure::environment(&error.message);
+    match error.help {
+        Some(help) => failure.hint(help),
+        None => failure,
+    }
 }
 
 fn sandbox_options(options: &Options) -> SandboxOptions {

@@ -70,11 +70,27 @@ pub(crate) fn run(
 ) -> Result<(), StepError> {
     context.sandbox.check(log)?;
     let mut held = Held::beside(draft);
-    let spec = specification(context, step, op, draft, log, &mut held)?;
+    let mut spec = specification(context, step, op, draft, log, &mut held)?;
     let _started = pressure::wait(context.cancel);
-    let exit = executor::run(&spec, &Forward(log), context.cancel);
+    let exit = carry_out(context, &mut spec, log, &Forward(log))?;
     outcome(exit, op, &spec.resources)
         .map_err(|error| foreign::explain(error, step.node.platform.as_ref()))
+}
+
+/// Runs it in an overlay, in a copy where the kernel refuses one.
+fn carry_out(
+    context: &RunContext<'_>,
+    spec: &mut RunSpec,
+    log: &dyn Log,
+    sink: &dyn LogSink,
+) -> Result<Result<Exit, RunError>, StepError> {
+    match executor::run(spec, sink, context.cancel) {
+        Err(RunError::NoOverlay(why)) if context.sandbox.overlay_refused(&why) => {
+            spec.snapshotter = context.sandbox.snapshotter(context.store.path(), log)?;
+            Ok(executor::run(spec, sink, context.cancel))
+        }
+        exit => Ok(exit),
+    }
 }
 
 /// Runs another command in the same place, for somebody to look around: its output goes to `sink`.
@@ -94,15 +110,15 @@ pub(crate) fn look_around(
     if streams == Streams::Terminal && !spec.env.iter().any(|(name, _)| name == "TERM") {
         spec.env.push(("TERM".to_owned(), "xterm".to_owned()));
     }
-    executor::run(&spec, sink, context.cancel).map_err(|error| match error {
+    carry_out(context, &mut spec, &log, sink)?.map_err(|error| match error {
         RunError::Cancelled => StepError::new(Kind::Cancelled, "cancelled"),
-        RunError::Sandbox(why) => sandbox_error(&why),
+        RunError::Sandbox(why) | RunError::NoOverlay(why) => sandbox_error(&why),
         error => StepError::environment(error),
     })
 }
 
 /// What the sandbox has to say where no step has a log.
-struct Remarks;
+pub(crate) struct Remarks;
 
 impl Log for Remarks {
     fn write(&self, _: Stream, data: &[u8]) {
@@ -135,6 +151,7 @@ fn specification(
     };
     context.sandbox.check_network(network, log)?;
     Ok(RunSpec {
+        snapshotter: context.sandbox.snapshotter(context.store.path(), log)?,
         base: stack(context.store, step.base),
         upper: draft.fs_path().to_owned(),
         work: draft.work_path().to_owned(),
@@ -248,7 +265,7 @@ fn outcome(exit: Result<Exit, RunError>, op: &RunOp, limits: &Resources) -> Resu
             message: format!("{process}: {why}"),
             help: Some("make the user in an earlier RUN, or give a number".to_owned()),
         }),
-        Err(RunError::Sandbox(why)) => Err(sandbox_error(&why)),
+        Err(RunError::Sandbox(why) | RunError::NoOverlay(why)) => Err(sandbox_error(&why)),
         Err(error @ RunError::Io(_)) => Err(StepError::environment(error)),
     }
 }

@@ -11,7 +11,7 @@ use kiln_executor::cgroup;
 use kiln_executor::check::shares_proc;
 use kiln_executor::net;
 use kiln_executor::run::own_ids_missing;
-use kiln_executor::spec::{Network, Resources, SystemCalls};
+use kiln_executor::spec::{Network, Resources, Snapshotter, SystemCalls};
 use kiln_executor::trust::CaCerts;
 use kiln_parser::lower::Allowed;
 use kiln_parser::platform::Platform;
@@ -23,6 +23,7 @@ use crate::build::values;
 use crate::failure::Failure;
 use crate::isolation;
 use crate::settings::Settings;
+use crate::snapshotter::Chosen;
 
 /// The smallest limit of memory: less, and not even a shell starts.
 const MEMORY_MIN: u64 = 6 << 20;
@@ -49,6 +50,7 @@ pub(crate) struct Sandbox {
     pub(crate) no_new_privileges: bool,
     system_calls: Option<SystemCalls>,
     networks: Networks,
+    files: Chosen,
     told: AtomicBool,
     host_ids: bool,
     /// Why no step can run here.
@@ -86,6 +88,7 @@ impl Sandbox {
         let mut sandbox = Self { resources, dns, grace, networks, ..Self::default() };
         let configured = settings.config.ca_certs.as_deref();
         sandbox.ca_certs = ca_certs::read(options.ca_certs.as_deref(), configured)?;
+        sandbox.files = Chosen::new(settings.snapshotter);
         sandbox.host_ids = options.userns == UserNamespace::Host;
         sandbox.forbidden = settings.isolation.as_ref().and_then(isolation::forbidden);
         if !resources.is_unbounded() {
@@ -164,6 +167,31 @@ impl Sandbox {
             log.write(Stream::Err, line.as_bytes());
         }
         false
+    }
+
+    /// How the files of the next step are put together; said once where they are copied.
+    ///
+    /// # Errors
+    /// Overlay was asked for by name and cannot be mounted.
+    pub(crate) fn snapshotter(
+        &self,
+        store: &Path,
+        log: &dyn Log,
+    ) -> Result<Snapshotter, StepError> {
+        let (snapshotter, line) = self.files.next(store).map_err(|why| StepError {
+            kind: Kind::Environment,
+            message: "--snapshotter=overlay is not possible here".to_owned(),
+            help: Some(why),
+        })?;
+        if let Some(line) = line {
+            log.write(Stream::Err, line.as_bytes());
+        }
+        Ok(snapshotter)
+    }
+
+    /// An overlay could not be mounted; whether the step may be run in a copy instead.
+    pub(crate) fn overlay_refused(&self, why: &str) -> bool {
+        self.files.refused(why)
     }
 
     /// Whether steps have no network, whatever they ask for.

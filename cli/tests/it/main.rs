@@ -32,4 +32,5 @@ mod rootless;
 mod run;
 mod sandbox;
 mod sentinel;
+mod snapshotter;
 mod upgrade;

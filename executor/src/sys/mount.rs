@@ -35,6 +35,20 @@ pub(crate) fn seal(mounts: BorrowedFd<'_>) -> io::Result<()> {
     set(mounts, libc::AT_RECURSIVE, &attributes)
 }
 
+/// Makes a detached mount one on which device nodes cannot be opened.
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN; Linux before 5.12.
+pub(crate) fn no_devices(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_NODEV,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    set(mount, 0, &attributes)
+}
+
 fn set(mount: BorrowedFd<'_>, flags: libc::c_int, attributes: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: the descriptor is open, the path is an empty string that ends in zero, `attributes` is
     // a `struct mount_attr` of the size that is told; the kernel only reads them, during the call.

@@ -13,11 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, XattrFlags, openat2};
 
 use super::CaCerts;
 use crate::pem;
-use crate::rootfs::{self, context};
-use crate::spec::Stack;
-
-/// The name of the layer in the step's place.
-const LAYER: &str = "trust";
+use crate::rootfs::context;
 
 /// Symbolic links that a path may lead through (path_resolution(7)).
 const LINKS_MAX: usize = 40;
@@ -34,32 +30,27 @@ pub(super) struct Shadowed {
     pub(super) layer: Option<PathBuf>,
 }
 
-/// Hides those of `paths` that are files of the image.
+/// Hides those of `paths` that are files of the image, in a layer that is made.
 pub(super) fn make(
     authorities: &CaCerts,
     addition: &str,
     paths: &[&str],
-    stack: &Stack,
-    bottom: &Path,
+    image: &OwnedFd,
+    layer: &Path,
 ) -> io::Result<Shadowed> {
     let mut shadowed = Shadowed::default();
-    // An overlay without an upper directory needs two others.
-    if stack.layers.is_empty() {
-        return Ok(shadowed);
-    }
-    let image = rootfs::overlay(stack, bottom, None)?;
     let mut done: Vec<PathBuf> = Vec::new();
     for path in paths {
-        let Ok(real) = resolve(&image, Path::new(path)) else { continue };
+        let Ok(real) = resolve(image, Path::new(path)) else { continue };
         if done.contains(&real) {
             continue;
         }
-        let Some((file, content)) = read(&image, &real) else { continue };
+        let Some((file, content)) = read(image, &real) else { continue };
         let text = String::from_utf8_lossy(&content);
         if !authorities.are_in(&pem::blocks(&text)) {
-            let hidden = hide(&image, &real, &file, &[&content, addition.as_bytes()]);
+            let hidden = hide((image, layer), &real, &file, &[&content, addition.as_bytes()]);
             context(|| format!("add --ca-certs to {path}"), hidden)?;
-            shadowed.layer = Some(PathBuf::from(LAYER));
+            shadowed.layer = Some(layer.to_owned());
         }
         shadowed.bundle.get_or_insert(content);
         done.push(real);
@@ -68,8 +59,8 @@ pub(super) fn make(
         // Last: everything that was made in a directory changed its times.
         for path in &done {
             for directory in path.ancestors().skip(1) {
-                let Ok(file) = open(&image, directory) else { continue };
-                let own = Path::new(LAYER).join(directory);
+                let Ok(file) = open(image, directory) else { continue };
+                let own = layer.join(directory);
                 if own.is_dir() {
                     times(&file, &own)?;
                 }
@@ -142,17 +133,22 @@ fn read(image: &OwnedFd, path: &Path) -> Option<(OwnedFd, Vec<u8>)> {
 }
 
 /// Makes a file of the layer, and the directories above it.
-fn hide(image: &OwnedFd, path: &Path, hidden: &OwnedFd, content: &[&[u8]]) -> io::Result<()> {
+fn hide(
+    (image, layer): (&OwnedFd, &Path),
+    path: &Path,
+    hidden: &OwnedFd,
+    content: &[&[u8]],
+) -> io::Result<()> {
     let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
     above.reverse();
     for directory in above {
-        let own = Path::new(LAYER).join(directory);
+        let own = layer.join(directory);
         if !own.exists() {
             fs::create_dir(&own)?;
             attributes(&open(image, directory)?, &own)?;
         }
     }
-    let own = Path::new(LAYER).join(path);
+    let own = layer.join(path);
     let mut file = fs::File::options().write(true).create_new(true).open(&own)?;
     for part in content {
         file.write_all(part)?;

@@ -52,6 +52,7 @@ impl Sandbox {
             path
         };
         let spec = RunSpec {
+            snapshotter: Default::default(),
             base: Stack { layers: vec![base] },
             upper: made("upper"),
             work: made("work"),
