@@ -1,6 +1,7 @@
 //! The table of commands.
 
 mod builds;
+mod cache;
 mod cp;
 mod debug;
 mod doctor;
@@ -112,6 +113,8 @@ enum Command {
     Cp(cp::Options),
     /// Look whether everything in the store is as it should be
     Fsck(fsck::Options),
+    /// Look into the cache
+    Cache(cache::Options),
     /// Remove what no image and no recent build needs
     Prune(prune::Options),
     /// Tell what uses space
@@ -157,6 +160,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         Command::Debug(options) => debug::run(&options, &settings),
         Command::Cp(options) => cp::run(&options, &settings),
         Command::Fsck(options) => fsck::run(&options, &settings),
+        Command::Cache(options) => cache::run(&options, &settings),
         Command::Prune(options) => prune::run(&options, &settings),
         Command::Du(options) => du::run(&options, &settings),
     }

@@ -21,6 +21,7 @@ mod house;
 mod language;
 mod limits;
 mod messages;
+mod mounts;
 mod networks;
 mod offline;
 mod outputs;
