@@ -7,7 +7,7 @@ set -euo pipefail
 out=$1
 [ -s "$out" ] && exit 0
 mkdir -p "$(dirname "$out")"
-part="$out.part"
+part="$out.part.$$"
 trap 'rm -f "$part"' EXIT
 
 bundle=/etc/ssl/certs/ca-certificates.crt
