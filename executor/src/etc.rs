@@ -27,8 +27,19 @@ pub(crate) fn hosts(spec: &RunSpec, gateway: Option<IpAddr>) -> String {
     text
 }
 
+/// Who answers a step's questions for names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// The host's name servers, as the host reaches them.
+    Host,
+    /// Those of them that are not on its loopback interface.
+    Outer,
+    /// The host's first one, by an address of the step's network.
+    Forwarded,
+}
+
 /// `/etc/resolv.conf`: the host's, as far as the step can reach its name servers.
-pub(crate) fn resolv_conf(spec: &RunSpec, own_network: bool) -> String {
+pub(crate) fn resolv_conf(spec: &RunSpec, names: Names) -> String {
     if spec.network == Network::None {
         return String::new();
     }
@@ -38,10 +49,10 @@ pub(crate) fn resolv_conf(spec: &RunSpec, own_network: bool) -> String {
     }
     // The host's first resolver, wherever it listens, is asked through an address of the network: it may
     // be on the host's loopback interface, or know the host alone.
-    if own_network && has_nameserver(&host) {
+    if names == Names::Forwarded && has_nameserver(&host) {
         return with_nameservers(&host, &[RESOLVER]);
     }
-    if has_nameserver(&host) {
+    if names == Names::Host && has_nameserver(&host) || has_outer_nameserver(&host) {
         return host;
     }
     let systemd = read(SYSTEMD_RESOLV_CONF);
@@ -63,18 +74,24 @@ fn read(path: &str) -> String {
 }
 
 fn has_nameserver(text: &str) -> bool {
-    text.lines().any(|line| {
+    nameservers(text).next().is_some()
+}
+
+fn has_outer_nameserver(text: &str) -> bool {
+    nameservers(text).any(|server| server.is_ipv4() && !server.is_loopback())
+}
+
+fn nameservers(text: &str) -> impl Iterator<Item = IpAddr> + '_ {
+    text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
-        words.next() == Some("nameserver")
-            && words.next().is_some_and(|word| {
-                word.split('%').next().unwrap_or_default().parse::<IpAddr>().is_ok()
-            })
+        words.next().filter(|word| *word == "nameserver")?;
+        words.next()?.split('%').next()?.parse().ok()
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{RESOLVER, has_nameserver, with_nameservers};
+    use super::{RESOLVER, has_nameserver, has_outer_nameserver, with_nameservers};
 
     #[test]
     fn resolvers_are_replaced() {
@@ -88,5 +105,7 @@ mod tests {
         assert!(has_nameserver("search a\nnameserver 10.0.0.1\n"));
         assert!(has_nameserver("nameserver fe80::1%eth0\n"));
         assert!(!has_nameserver("# nameserver 10.0.0.1\n"));
+        assert!(has_outer_nameserver("nameserver 127.0.0.1\nnameserver 10.0.0.1\n"));
+        assert!(!has_outer_nameserver("nameserver 127.0.0.53\n"));
     }
 }

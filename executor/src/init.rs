@@ -23,6 +23,7 @@ use rustix::fs::{CWD, Mode as FileMode, OFlags, ResolveFlags, openat2};
 
 use crate::cgroup::Group;
 use crate::devices::Devices;
+use crate::etc::Names;
 use crate::ids::Namespace;
 use crate::place::Place;
 use crate::rootfs::{self, Sys, System, Upper, context};
@@ -94,6 +95,15 @@ impl Joined {
         match self {
             Self::Connected(lease) => lease.namespace(),
             Self::Host | Self::New => None,
+        }
+    }
+
+    /// Who answers questions for names.
+    fn names(&self) -> Names {
+        match self {
+            Self::Host | Self::New => Names::Host,
+            Self::Connected(lease) if lease.resolves() => Names::Forwarded,
+            Self::Connected(_) => Names::Outer,
         }
     }
 
@@ -338,7 +348,6 @@ fn build(
     // Pid 1's parent is outside of its pid namespace, so it shows as 0.
     die_with(Pid::from_raw(0))?;
     nix::sys::prctl::set_dumpable(false)?;
-    let own_network = matches!(handles.network, Joined::Connected(_));
     let bottom = Path::new("bottom");
     fs::create_dir(bottom)?;
     for directory in ["/proc", "/sys", "/dev"] {
@@ -354,7 +363,7 @@ fn build(
     };
     layers.layers.extend(trusted.layer);
     let all: Vec<_> = [
-        mounts::file("/etc/resolv.conf", etc::resolv_conf(spec, own_network)),
+        mounts::file("/etc/resolv.conf", etc::resolv_conf(spec, handles.network.names())),
         mounts::file("/etc/hosts", etc::hosts(spec, handles.network.gateway())),
     ]
     .into_iter()

@@ -3,8 +3,12 @@
 //! reach. So are those on its other addresses, which are the network's own; a network that shall
 //! reach them (`--add-host NAME:host-gateway`) has an address of its own instead.
 //!
+//! Root has networks without pasta, too, by the machine's own means (`nat`).
+//!
 //! Making one takes longer than a small step, so they are made ahead and used by one step after
 //! another. Nothing of a step stays in them: its processes are gone, and it could not change them.
+
+mod nat;
 
 use std::fs;
 use std::io::{self, Read};
@@ -39,6 +43,8 @@ struct Network {
     namespace: OwnedFd,
     /// Where the host is, for a network that reaches it.
     gateway: Option<IpAddr>,
+    /// Whether names are looked up at [`RESOLVER`].
+    resolves: bool,
     /// The keeper's pipe. Its end lets the keeper kill pasta (which does not notice that its namespace
     /// is gone) and go, with that the holder, with that the namespace.
     alive: Option<OwnedFd>,
@@ -59,8 +65,20 @@ struct Pool {
 static POOL: Mutex<Pool> = Mutex::new(Pool { free: Vec::new(), coming: 0 });
 static ARRIVED: Condvar = Condvar::new();
 
+/// What carries the packets of a network.
+enum Carrier {
+    /// pasta's process.
+    Pasta(OwnedFd),
+    /// The machine.
+    Nat(nat::Link),
+}
+
 /// Why steps cannot have networks of their own here; `None` if they can.
 pub fn missing() -> Option<String> {
+    pasta_missing().filter(|_| !nat::is_possible())
+}
+
+fn pasta_missing() -> Option<String> {
     if find_pasta().is_none() {
         return Some("pasta is not installed; remedy: apt-get install passt".to_owned());
     }
@@ -76,7 +94,7 @@ pub fn missing() -> Option<String> {
 /// [`crate::spec::HostAddress::Gateway`].
 pub fn prepare(store: &Path, reaches_host: bool) {
     let mut pool = lock();
-    if pool.coming > 0 || !pool.free.is_empty() || find_pasta().is_none() {
+    if pool.coming > 0 || !pool.free.is_empty() || missing().is_some() {
         return;
     }
     pool.coming += 1;
@@ -123,6 +141,11 @@ impl Lease {
         self.0.as_ref().map(|network| &network.namespace)
     }
 
+    /// Whether names are looked up at [`RESOLVER`].
+    pub(crate) fn resolves(&self) -> bool {
+        self.0.as_ref().is_some_and(|network| network.resolves)
+    }
+
     /// Where the host is, if it can be reached.
     pub(crate) fn gateway(&self) -> Option<IpAddr> {
         self.0.as_ref().and_then(|network| network.gateway)
@@ -147,7 +170,13 @@ impl Network {
         };
         drop((tells, waits));
         match namespace_of(&answer) {
-            Ok(namespace) => Ok(Self { namespace, gateway, alive: Some(alive), keeper }),
+            Ok(namespace) => Ok(Self {
+                namespace,
+                gateway,
+                resolves: pasta_missing().is_none(),
+                alive: Some(alive),
+                keeper,
+            }),
             Err(error) => {
                 drop(alive);
                 reap(keeper);
@@ -196,20 +225,25 @@ fn keep(owner: &OwnedFd, tells: OwnedFd, waits: &OwnedFd, reaches_host: bool) ->
     let _blocked = pipe.thread_block();
     let _told = rustix::io::write(&tells, told.as_bytes());
     drop(tells);
-    let Ok((_, pasta)) = started else { process::exit(1) };
+    let Ok((_, carrier)) = started else { process::exit(1) };
     // Nothing ever comes: this ends when the builder does.
     let _end = rustix::io::read(waits, &mut [0]);
-    let _gone = rustix::process::pidfd_send_signal(pasta, rustix::process::Signal::KILL);
+    match carrier {
+        Carrier::Pasta(pasta) => {
+            let _gone = rustix::process::pidfd_send_signal(pasta, rustix::process::Signal::KILL);
+        }
+        Carrier::Nat(link) => link.remove(),
+    }
     process::exit(0)
 }
 
-/// The holder's number, and pasta.
+/// The holder's number, and what carries its packets.
 fn start(
     owner: &OwnedFd,
     tells: &OwnedFd,
     waits: &OwnedFd,
     reaches_host: bool,
-) -> io::Result<(Pid, OwnedFd)> {
+) -> io::Result<(Pid, Carrier)> {
     process::close_others(&[owner.as_raw_fd(), tells.as_raw_fd(), waits.as_raw_fd()])?;
     process::reset_signals()?;
     nix::unistd::setsid()?;
@@ -230,9 +264,13 @@ fn start(
         };
         return Err(io::Error::from_raw_os_error(code));
     }
+    if pasta_missing().is_some() {
+        return Ok((holder, Carrier::Nat(nat::Link::make(holder.as_raw(), reaches_host)?)));
+    }
     let number = connect(&format!("/proc/{holder}/ns/net"), reaches_host)?;
     let pid = rustix::process::Pid::from_raw(number).ok_or(io::ErrorKind::InvalidData)?;
-    Ok((holder, rustix::process::pidfd_open(pid, PidfdFlags::empty())?))
+    let pasta = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    Ok((holder, Carrier::Pasta(pasta)))
 }
 
 /// In a child of the keeper: makes the namespace, says so, and stays until the keeper is gone.

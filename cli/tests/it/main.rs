@@ -22,6 +22,7 @@ mod language;
 mod limits;
 mod messages;
 mod mounts;
+mod nat;
 mod networks;
 mod offline;
 mod outputs;
