@@ -229,7 +229,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// `3 minutes ago`; of a time in seconds since 1970.
-fn ago(time: i64) -> String {
+pub(crate) fn ago(time: i64) -> String {
     span(now().saturating_sub(time))
 }
 

@@ -34,6 +34,7 @@ impl Teller<'_> {
             Reason::Asked => "--no-cache".to_owned(),
             Reason::Never => "never built here".to_owned(),
             Reason::Gone => "its result is not in the store any more".to_owned(),
+            Reason::Pruned { time } => format!("pruned {}", crate::command::ago(time)),
             Reason::Differs => self.reasons(id, miss),
         }
     }

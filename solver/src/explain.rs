@@ -36,6 +36,11 @@ pub enum Reason {
     Differs,
     /// Nothing does, but the result is not there any more.
     Gone,
+    /// Nothing does, but the result was pruned.
+    Pruned {
+        /// When: seconds since 1970.
+        time: i64,
+    },
 }
 
 /// A part of a key that differs. Values that may be secret are digests.
@@ -90,12 +95,19 @@ pub(crate) fn explain(
     if question.node.no_cache {
         return Ok((miss(Reason::Asked), None));
     }
+    let pruned = store.pruned_when(&question.definition)?.map(|time| Reason::Pruned { time });
     let Some(before) = nearest(store, question)? else {
         let known = question.earlier.contains(&question.definition);
-        return Ok((miss(if known { Reason::Gone } else { Reason::Never }), None));
+        let usual = if known { Reason::Gone } else { Reason::Never };
+        return Ok((miss(pruned.unwrap_or(usual)), None));
     };
     let differences = differences(&before.parts, question.parts);
-    let reason = if differences.is_empty() { Reason::Gone } else { Reason::Differs };
+    let reason = match pruned {
+        Some(pruned) => pruned,
+        None if differences.is_empty() => Reason::Gone,
+        None => Reason::Differs,
+    };
+    let differences = if reason == Reason::Differs { differences } else { Vec::new() };
     Ok((Miss { reason, differences, files: None }, Some(before)))
 }
 

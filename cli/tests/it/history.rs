@@ -66,6 +66,17 @@ fn every_miss_has_its_reason() {
 }
 
 #[test]
+fn what_was_pruned_is_said_to_be() {
+    let world = world("FROM busybox\nRUN echo x >/x\n");
+    world.build(&[]).ok();
+    world.kiln(&["prune", "--all"]).ok();
+    world.kiln(&["import", "busybox.tar", "busybox"]).ok();
+    world.build(&[]).ok();
+    let [line] = misses(&world).try_into().expect("one step");
+    assert!(line.starts_with("RUN echo x >/x: pruned ") && !line.contains("any more"), "{line}");
+}
+
+#[test]
 fn a_tag_that_moved_is_named() {
     let world = world("FROM busybox\nRUN true\n");
     world.build(&[]).ok();

@@ -80,6 +80,7 @@ impl World {
             config: Default::default(),
             isolation: None,
             offline: false,
+            snapshotter: Default::default(),
         };
         let cancel = Cancel::new().expect("a cancel");
         let images = Images::new(&store, BTreeMap::new(), &settings, false, &cancel);
