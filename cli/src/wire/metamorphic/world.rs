@@ -81,7 +81,6 @@ impl World {
             snapshotter: Default::default(),
             isolation: None,
             offline: false,
-            snapshotter: Default::default(),
         };
         let cancel = Cancel::new().expect("a cancel");
         let images = Images::new(&store, BTreeMap::new(), &settings, false, &cancel);
