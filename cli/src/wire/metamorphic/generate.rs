@@ -155,6 +155,11 @@ fn stage(chance: &mut Chance, number: usize, last: bool) -> Stage {
     for at in 0..1 + chance.below(5) {
         // Nothing else has this number, in any stage: destinations and names do not meet.
         lines.push(line(chance, from, number, number * 10 + at));
+        if chance.percent(8) {
+            // The second makes no layer: only the step behind it can tell.
+            lines.extend(["/w", "/"].map(|path| Line::Workdir(path.to_owned())));
+            lines.push(Line::Run(run(chance, number, number * 10 + at)));
+        }
     }
     if last {
         // Most stages are used; what is not is not built, which is tried too.
@@ -192,13 +197,13 @@ fn line(chance: &mut Chance, from: From, stage: usize, number: usize) -> Line {
             let name = (*chance.pick(&names)).to_owned();
             Line::Arg(name, chance.percent(50).then(|| "default".to_owned()))
         }
-        13 => match chance.below(4) {
+        13 => match chance.below(6) {
             0 => Line::Label("l".to_owned()),
             1 => Line::Cmd("c".to_owned()),
             2 => Line::Shell("/bin/other".to_owned()),
             _ => Line::User((*chance.pick(&["7", "0", "7:8"])).to_owned()),
         },
-        _ => Line::Workdir(chance.pick(&["/w", "sub", "/w/${A}", "/"]).to_string()),
+        _ => Line::Workdir(chance.pick(&["/w", "sub", "/w/${A}", "/", "/in", "/etc"]).to_string()),
     }
 }
 

@@ -240,7 +240,11 @@ impl Model<'_> {
         match mount {
             Mount::Bind { from: Some(from), source, target, write } => {
                 let end = ends[*from].as_ref().expect("what is read is built");
-                let seen = below(&self.files(end), &source[1..]);
+                let seen = match source.as_str() {
+                    // Listed: of a whole snapshot, the layers count.
+                    "/" => self.chain(end),
+                    part => below(&self.files(end), &part[1..]),
+                };
                 format!("bind {source} {target} {write} {seen:?}")
             }
             Mount::Bind { from: None, source, target, write } => {

@@ -204,9 +204,11 @@ fn words(chance: &mut Chance, name: &str, case: &mut Case) {
             let stage = chance.below(case.stages.len());
             let lines = &mut case.stages[stage].lines;
             let at = chance.below(lines.len() + 1);
-            let line = match chance.below(3) {
+            let line = match chance.below(5) {
                 0 => Line::Env("B".to_owned(), number),
                 1 => Line::Arg("C".to_owned(), Some(number)),
+                2 => Line::User(number),
+                3 => Line::Shell(format!("/bin/{number}")),
                 _ => Line::Workdir("/new".to_owned()),
             };
             lines.insert(at, line);
@@ -238,17 +240,7 @@ fn line(chance: &mut Chance, line: &mut Line, number: &str) {
             }
             2 => run.form = *chance.pick(&[Form::Shell, Form::Exec, Form::Heredoc, Form::Script]),
             3 => run.network_none = !run.network_none,
-            _ => match run.mounts.pop() {
-                None => run.mounts.push(Mount::Tmpfs { target: "/t".to_owned(), size: 8192 }),
-                Some(Mount::Bind { from, source, target, write }) => {
-                    run.mounts.push(Mount::Bind { from, source, target, write: !write });
-                }
-                // The name of a cache is in no key, its content is another one.
-                Some(Mount::Cache { id: Some(id), target }) => {
-                    run.mounts.push(Mount::Cache { id: Some(format!("{id}x")), target });
-                }
-                Some(_) => {}
-            },
+            _ => mount(chance, &mut run.mounts),
         },
         Line::Copy(copy) => match chance.below(7) {
             0 => copy.dest.insert_str(0, "/else/"),
@@ -262,9 +254,26 @@ fn line(chance: &mut Chance, line: &mut Line, number: &str) {
         Line::Inline { text, .. } => text.push_str(number),
         Line::Env(_, value) | Line::Arg(_, Some(value)) => value.push_str(number),
         Line::Arg(_, value @ None) => *value = Some(number.to_owned()),
-        Line::Label(text) | Line::Cmd(text) | Line::Workdir(text) | Line::Shell(text) => {
-            text.push_str(number);
-        }
+        // Folders that are there: only the step behind it can tell.
+        Line::Workdir(path) => *path = (*chance.pick(&["/in", "/etc", "/", "/w"])).to_owned(),
+        Line::Label(text) | Line::Cmd(text) | Line::Shell(text) => text.push_str(number),
         Line::User(user) => *user = "9".to_owned(),
+    }
+}
+
+fn mount(chance: &mut Chance, mounts: &mut Vec<Mount>) {
+    let Some(last) = mounts.last_mut() else {
+        return mounts.push(Mount::Tmpfs { target: "/t".to_owned(), size: 8192 });
+    };
+    match last {
+        _ if chance.percent(30) => drop(mounts.pop()),
+        Mount::Bind { write, .. } if chance.percent(50) => *write = !*write,
+        // The name of a cache is in no key: what it holds is another matter.
+        Mount::Cache { id: Some(id), .. } if chance.percent(50) => id.push('x'),
+        Mount::Tmpfs { size, .. } if chance.percent(50) => *size *= 2,
+        Mount::Bind { target, .. } | Mount::Cache { target, .. } | Mount::Tmpfs { target, .. } => {
+            target.push('x');
+        }
+        Mount::Secret { id } => id.push('x'),
     }
 }
