@@ -454,6 +454,19 @@ impl LayerId {
         Self::from_bits(u128::from_be_bytes(bytes), true)
     }
 
+    /// The id of a layer that comes from a cache elsewhere: the same files, archived in the same way, have the same id, so
+    /// that no id ever stands for two contents.
+    #[must_use]
+    pub fn of_content(content: &ContentDigest, diff_id: &DiffId) -> Self {
+        let context = "kiln 2026-11 layer id of content and diff id v1";
+        let mut hasher = blake3::Hasher::new_derive_key(context);
+        hasher.update(content.as_bytes());
+        hasher.update(diff_id.0.as_str().as_bytes());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self::from_bits(u128::from_be_bytes(bytes), false)
+    }
+
     /// Whether it is an image's layer, which can be fetched again when it is not there.
     #[must_use]
     pub fn is_image(&self) -> bool {

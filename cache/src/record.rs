@@ -235,6 +235,23 @@ impl Store {
         self.db().write("save a key", |transaction| take_key(transaction, key, record))
     }
 
+    /// The layer of a step, if one that is stored has this content.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn step_layer(&self, content: &ContentDigest) -> Result<Option<LayerId>, StoreError> {
+        let found = self.db().read("look for a layer", |connection| {
+            let query = "SELECT l.id FROM layers l JOIN records r ON r.own = l.id
+                         WHERE l.content = ?1 AND (l.boot IS NULL OR l.boot = ?2) LIMIT 1";
+            let mut statement = connection.prepare_cached(query)?;
+            let row = statement
+                .query_row(params![content.as_bytes(), self.boot()], |row| row.get::<_, String>(0));
+            row.optional()
+        })?;
+        let found = found.and_then(|id| id.parse().ok());
+        Ok(found.filter(|id: &LayerId| !id.is_image() && self.layer_dir_exists(id)))
+    }
+
     /// Notes the use of records, of their layers, and of documents (manifests, configurations) of images that a build
     /// stood on, for pruning; off the hot path.
     ///

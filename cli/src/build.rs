@@ -3,6 +3,7 @@
 mod after_failure;
 pub(crate) mod agents;
 mod allow;
+mod caches;
 mod engine;
 mod fetched;
 pub(crate) mod inputs;
@@ -31,6 +32,8 @@ use crate::failure::{Failure, chain};
 use crate::isolation;
 use crate::output::{Destination, Output, OutputKind};
 use crate::settings::{Settings, caller_variable};
+use crate::wire::cache::Imports;
+use crate::wire::cache::export::Exports;
 use crate::wire::copy::Sources;
 use crate::wire::devices::Devices;
 use crate::wire::export::full_name;
@@ -51,6 +54,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     options.refused.check()?;
     check_offline(options, settings)?;
     let outputs = outputs(options)?;
+    let caches = caches::Caches::parse(options, &outputs, settings)?;
     let folders = after_failure::parse(options)?;
     let names = names(options)?;
     let annotations = annotations(options)?;
@@ -73,11 +77,16 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         &cancel,
         settings.offline,
     ));
+    let imports = Imports::new(&store, &caches.from, settings, &cancel)?;
+    let exports = Exports::new(&store, caches.to, settings)?;
     let engine = Engine {
         options,
         store: &store,
         images: &images,
         remotes: &remotes,
+        imports: &imports,
+        exports: &exports,
+        reads_targets: outputs.iter().any(|output| output.kind != OutputKind::CacheOnly),
         secrets: &secrets,
         agents: &agents,
         devices: &devices,

@@ -9,6 +9,7 @@
 
 mod annotation;
 mod build;
+mod cache_option;
 mod call;
 mod command;
 mod csv;

@@ -3,6 +3,7 @@
 
 pub(crate) mod agent;
 mod ca_certs;
+pub(crate) mod cache;
 pub(crate) mod config;
 pub(crate) mod copy;
 pub(crate) mod debug;

@@ -21,7 +21,7 @@ use std::io;
 pub use compress::{Compression, CompressionError};
 pub use decompress::{Decompress, Format};
 pub use reader::{ArchiveEntry, ArchiveReader, ArchivedKind, Attributes, Content};
-pub use writer::{ArchiveOptions, WriteLayerError, compress_archive, write_layer};
+pub use writer::{ArchiveOptions, WriteLayerError, compress_archive, is_portable, write_layer};
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]

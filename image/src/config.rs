@@ -10,6 +10,7 @@ use kiln_cache::{DiffId, Digest, Platform};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::cache::index::INLINE_KEY;
 use crate::history::HistoryEntry;
 use crate::json::{self, DocumentError};
 use crate::limits;
@@ -149,6 +150,21 @@ impl ConfigDocument {
                 Ok(document)
             }
             _ => Err(DocumentError::malformed(WHAT, "it is not an object")),
+        }
+    }
+
+    /// A top-level field.
+    #[must_use]
+    pub(crate) fn value(&self, key: &str) -> Option<&Value> {
+        self.fields.get(key)
+    }
+
+    /// Sets or removes the cache that the image carries; what another builder left is of another image.
+    pub(crate) fn set_inline_cache(&mut self, cache: Option<Value>) {
+        self.fields.shift_remove(crate::cache::BUILDKIT_INLINE);
+        self.fields.shift_remove(INLINE_KEY);
+        if let Some(cache) = cache {
+            self.set(INLINE_KEY, cache);
         }
     }
 

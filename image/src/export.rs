@@ -20,6 +20,7 @@ use kiln_cache::{
 
 use crate::archive::{ArchiveOptions, Compression, Decompress, WriteLayerError};
 use crate::archive::{compress_archive, write_layer};
+use crate::cache::index::CacheIndex;
 use crate::config::ConfigDocument;
 use crate::history::{self, LayerOrigin};
 use crate::index::Index;
@@ -80,10 +81,33 @@ pub struct ImageSpec {
     pub config: ConfigDocument,
     /// Bottom to top.
     pub layers: Vec<ExportLayer>,
+    /// The cache that the config carries.
+    pub cache: Option<InlineCache>,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
     /// Annotations of the manifest's descriptor.
     pub descriptor_annotations: BTreeMap<String, String>,
+}
+
+/// A cache in an image: its layers are the image's.
+#[derive(Clone, Debug)]
+pub struct InlineCache {
+    /// The index; the diff ids of its layers are found when the image is made.
+    pub index: CacheIndex,
+    /// The layers of the index, by their ids in the store.
+    pub layers: Vec<LayerId>,
+}
+
+impl InlineCache {
+    fn document(&self, ids: &[LayerId], diff_ids: &[DiffId]) -> serde_json::Value {
+        let mut index = self.index.clone();
+        for (layer, id) in index.layers.iter_mut().zip(&self.layers) {
+            if let Some(place) = ids.iter().position(|known| known == id) {
+                layer.diff_id = diff_ids[place].clone();
+            }
+        }
+        index.to_inline()
+    }
 }
 
 /// How images are written.
@@ -187,6 +211,8 @@ fn finish_config(
     config.set_history(&history);
     config.set_diff_ids(diff_ids);
     config.set_created(created.as_deref());
+    let ids: Vec<LayerId> = spec.layers.iter().map(|layer| layer.id.clone()).collect();
+    config.set_inline_cache(spec.cache.as_ref().map(|cache| cache.document(&ids, diff_ids)));
     Ok((config.to_bytes(), created))
 }
 

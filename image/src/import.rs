@@ -98,6 +98,7 @@ pub fn import_rootfs(
         description: options.message.clone(),
     };
     let spec = ImageSpec {
+        cache: None,
         platform: options.platform.clone(),
         config,
         layers: vec![layer],

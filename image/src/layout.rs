@@ -147,7 +147,11 @@ impl Layout {
         }
     }
 
-    fn document(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, LayoutError> {
+    pub(crate) fn document(
+        &self,
+        descriptor: &Descriptor,
+        limit: u64,
+    ) -> Result<Vec<u8>, LayoutError> {
         read_all(self.blob(descriptor)?, limit).map_err(|source| {
             let layout = self.root.path().to_owned();
             LayoutError::Read { layout, path: descriptor.digest.to_string().into(), source }
@@ -164,7 +168,7 @@ impl Layout {
 
     /// Descriptors of the index that answer to a selector. Several with one tag are one image for
     /// several platforms.
-    fn select(&self, selector: &Selector) -> Result<Vec<Descriptor>, LayoutError> {
+    pub(crate) fn select(&self, selector: &Selector) -> Result<Vec<Descriptor>, LayoutError> {
         let tagged = |tag: &str| -> Vec<Descriptor> {
             self.index.images().filter(|d| names(d).any(|name| name == tag)).cloned().collect()
         };

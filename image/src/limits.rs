@@ -12,6 +12,9 @@ pub const DOCUMENT_BYTES: u64 = 4 << 20;
 /// largest known one (some 200 KiB) and still harmless in memory.
 pub const CONFIG_BYTES: u64 = 8 << 20;
 
+/// Largest index of a cache, in bytes: some 100,000 steps.
+pub const CACHE_INDEX_BYTES: u64 = 64 << 20;
+
 /// Layers in one image. overlayfs takes 500 lower directories; Docker stops at 127.
 pub const LAYERS: usize = 1024;
 

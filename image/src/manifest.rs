@@ -59,6 +59,19 @@ impl Manifest {
     /// When the bytes are too many or malformed, when they are an index at the same time
     /// (CVE-2021-41190), when there are too many layers, or when `schemaVersion` is not 2.
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let manifest = Self::parse_cache(bytes)?;
+        if manifest.layers.len() > limits::LAYERS {
+            let reason = format!("{} layers, more than {}", manifest.layers.len(), limits::LAYERS);
+            return Err(DocumentError::malformed("image manifest", reason));
+        }
+        Ok(manifest)
+    }
+
+    /// Reads a manifest that may name any number of layers, as that of a cache does.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(crate) fn parse_cache(bytes: &[u8]) -> Result<Self, DocumentError> {
         const WHAT: &str = "image manifest";
         let value = json::parse_value(WHAT, bytes, limits::DOCUMENT_BYTES)?;
         if value.get("manifests").is_some() {
@@ -73,10 +86,6 @@ impl Manifest {
         if let Some(other) = manifest.media_type.as_deref().filter(|m| !media_type::is_manifest(m))
         {
             let reason = format!("media type `{other}` is not that of a manifest");
-            return Err(DocumentError::malformed(WHAT, reason));
-        }
-        if manifest.layers.len() > limits::LAYERS {
-            let reason = format!("{} layers, more than {}", manifest.layers.len(), limits::LAYERS);
             return Err(DocumentError::malformed(WHAT, reason));
         }
         Ok(manifest)

@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use kiln_cache::{ContentDigest, Key, Record, Store};
+use kiln_cache::{ContentDigest, Key, LayerId, Record, Store};
 use kiln_parser::graph::{CopyFrom, Graph, NodeId, Op};
 use rayon::prelude::*;
 
 use crate::key::{self, Inputs};
 use crate::outcome::SolveError;
-use crate::ports::Ports;
+use crate::ports::{Kind, Ports};
 use crate::snapshot::Snapshot;
 
 /// The result of planning.
@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     pub(crate) selected: HashMap<NodeId, ContentDigest>,
     /// Results that are there.
     pub(crate) snapshots: HashMap<NodeId, Snapshot>,
+    /// Nodes whose results other caches have: their layers need not be in the store.
+    pub(crate) elsewhere: BTreeSet<NodeId>,
     /// What has to run.
     pub(crate) needed: BTreeSet<NodeId>,
     /// Nodes whose result, or that of something they need, is made anew by wish.
@@ -37,6 +39,7 @@ pub(crate) fn plan(
     targets: &[NodeId],
     store: &Store,
     ports: &dyn Ports,
+    reads_targets: bool,
 ) -> Result<Plan, SolveError> {
     let reachable = reachable(graph, targets);
     let (selected, parts) = select_outside(graph, &reachable, ports)?;
@@ -59,8 +62,48 @@ pub(crate) fn plan(
     let stale = found.values().filter(|record| record.wants_touch());
     plan.used = stale.map(|record| record.id).collect();
     plan.reachable = reachable;
-    walk_back(graph, targets, &found, &mut plan);
-    Ok(plan)
+    let unknown: Vec<Key> = keys.into_iter().filter(|key| !found.contains_key(key)).collect();
+    if unknown.is_empty() {
+        walk_back(graph, targets, &found, &mut plan);
+        return Ok(plan);
+    }
+    // What is found elsewhere may turn out to be damaged: then it is planned again without it.
+    loop {
+        let elsewhere = ports.elsewhere(&unknown);
+        let is_elsewhere = |id: &NodeId| elsewhere.contains_key(&plan.definitions[id]);
+        plan.elsewhere = plan.reachable.iter().copied().filter(is_elsewhere).collect();
+        let any = !elsewhere.is_empty();
+        let mut all = found.clone();
+        all.extend(elsewhere);
+        walk_back(graph, targets, &all, &mut plan);
+        if !any || bring(graph, targets, &plan, ports, reads_targets)? {
+            return Ok(plan);
+        }
+        plan.snapshots.clear();
+        plan.needed.clear();
+    }
+}
+
+/// Has everything in the store that will be read: what steps that run start from, and the targets.
+fn bring(
+    graph: &Graph,
+    targets: &[NodeId],
+    plan: &Plan,
+    ports: &dyn Ports,
+    reads_targets: bool,
+) -> Result<bool, SolveError> {
+    let mut read: BTreeSet<NodeId> =
+        plan.needed.iter().flat_map(|&id| graph.node(id).op.inputs()).collect();
+    if reads_targets {
+        read.extend(targets);
+    }
+    let snapshots = read.iter().filter_map(|id| plan.snapshots.get(id));
+    let layers: BTreeSet<&LayerId> = snapshots.flat_map(|snapshot| &snapshot.layers).collect();
+    let layers: Vec<LayerId> = layers.into_iter().cloned().collect();
+    ports.bring(&layers).map_err(|error| match (error.kind, targets.first()) {
+        (Kind::Cancelled, _) | (_, None) => SolveError::Interrupted,
+        (_, Some(&id)) => SolveError::Step { id, error },
+    })
 }
 
 /// Whether a node has a result of its own in the store.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kiln_cache::{ContentDigest, Key, LayerDraft, LayerId, Tree};
+use kiln_cache::{ContentDigest, Key, LayerDraft, LayerId, Record, Tree};
 use kiln_parser::git::GitRef;
 use kiln_parser::graph::{CopyOp, Node, NodeId};
 
@@ -37,6 +37,17 @@ pub trait Ports: Send + Sync {
     /// # Errors
     /// They cannot be fetched.
     fn materialise(&self, layers: &[LayerId]) -> Result<(), StepError>;
+
+    /// What caches elsewhere answer under keys that the store does not know. The layers of these records need not be in
+    /// the store: [`Self::bring`] comes before anything reads them.
+    fn elsewhere(&self, keys: &[Key]) -> HashMap<Key, Record>;
+
+    /// Brings layers of records from elsewhere into the store, verified; those that are there cost nothing. False when
+    /// one cannot be had: [`Self::elsewhere`] gives no record with it any more.
+    ///
+    /// # Errors
+    /// The build was stopped, or the store fails.
+    fn bring(&self, layers: &[LayerId]) -> Result<bool, StepError>;
 
     /// Runs a step: RUN, COPY, ADD, WORKDIR or a checkout.
     ///

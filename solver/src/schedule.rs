@@ -23,6 +23,8 @@ const STOP_POLL: Duration = Duration::from_millis(50);
 pub struct SolveOptions<'a> {
     /// How many steps run at once.
     pub jobs: usize,
+    /// Somebody reads the files of the targets: they have to be in the store.
+    pub reads_targets: bool,
     /// Where happenings go.
     pub events: Sender<Event>,
     /// Set by Ctrl-C.
@@ -40,7 +42,7 @@ pub fn solve(
     ports: &dyn Ports,
     options: &SolveOptions<'_>,
 ) -> Result<Outcome, SolveError> {
-    let (plan, lease) = held_plan(graph, targets, store, ports)?;
+    let (plan, lease) = held_plan(graph, targets, store, ports, options.reads_targets)?;
     step::send(&options.events, Event::Planned(plan.definitions.clone()));
     let used = plan.used.clone();
     let mut outcome = Outcome { snapshots: plan.snapshots.clone(), used, ..Outcome::default() };
@@ -63,21 +65,23 @@ fn held_plan(
     targets: &[NodeId],
     store: &Store,
     ports: &dyn Ports,
+    reads_targets: bool,
 ) -> Result<(Plan, Option<Lease>), SolveError> {
-    let mut plan = plan::plan(graph, targets, store, ports)?;
+    let mut plan = plan::plan(graph, targets, store, ports, reads_targets)?;
     if plan.needed.is_empty() {
         return Ok((plan, None));
     }
     let lease = store.lease()?;
     loop {
         let mut whole = true;
-        for snapshot in plan.snapshots.values() {
-            whole &= lease.hold_layers(&snapshot.layers)?;
+        for (id, snapshot) in &plan.snapshots {
+            // What is elsewhere need not be here; what of it is read was held when it was brought.
+            whole &= lease.hold_layers(&snapshot.layers)? || plan.elsewhere.contains(id);
         }
         if whole {
             return Ok((plan, Some(lease)));
         }
-        plan = plan::plan(graph, targets, store, ports)?;
+        plan = plan::plan(graph, targets, store, ports, reads_targets)?;
     }
 }
 

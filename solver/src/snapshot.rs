@@ -24,8 +24,7 @@ impl Snapshot {
     pub fn image(diff_ids: &[DiffId]) -> Self {
         let mut snapshot = Self::scratch();
         for diff_id in diff_ids {
-            let content = blake3::hash(format!("image layer {diff_id}").as_bytes()).into();
-            snapshot = snapshot.with(LayerId::of_diff_id(diff_id), &content);
+            snapshot = snapshot.with(LayerId::of_diff_id(diff_id), &image_layer_content(diff_id));
         }
         snapshot
     }
@@ -40,6 +39,12 @@ impl Snapshot {
         layers.push(layer);
         Self { layers, content: hasher.finalize().into() }
     }
+}
+
+/// How a layer of an image counts in the content of a snapshot.
+#[must_use]
+pub fn image_layer_content(diff_id: &DiffId) -> ContentDigest {
+    blake3::hash(format!("image layer {diff_id}").as_bytes()).into()
 }
 
 #[cfg(test)]

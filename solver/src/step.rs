@@ -207,8 +207,11 @@ fn look_up(
     if task.by_definition {
         keys.push(task.definition);
     }
-    let found = shared.store.lookup_many(&keys).map_err(store_error)?;
-    let Some(record) = keys.iter().find_map(|key| found.get(key)) else { return Ok(None) };
+    let mut found = shared.store.lookup_many(&keys).map_err(store_error)?;
+    let known = keys.iter().find_map(|key| found.remove(key));
+    let Some(record) = known.map_or_else(|| look_elsewhere(shared, &keys), |r| Ok(Some(r)))? else {
+        return Ok(None);
+    };
     let base = base_snapshot(task, &node.op);
     let snapshot = match &record.own {
         // The step's own layer goes on the base of this build: equal content need not be equal layers.
@@ -240,6 +243,13 @@ fn look_up(
         shared.store.touch(&[record.id], &[]).map_err(store_error)?;
     }
     Ok(Some((snapshot, Status::Cached)))
+}
+
+/// What another cache has under a step's keys, with its layer in the store.
+fn look_elsewhere(shared: &Shared<'_>, keys: &[Key]) -> Result<Option<Record>, StepError> {
+    let mut found = shared.ports.elsewhere(keys);
+    let Some(record) = keys.iter().find_map(|key| found.remove(key)) else { return Ok(None) };
+    Ok(shared.ports.bring(record.own.as_slice())?.then_some(record))
 }
 
 fn base_snapshot(task: &Task, op: &Op) -> Snapshot {

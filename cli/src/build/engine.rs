@@ -21,6 +21,8 @@ use crate::explain::Teller;
 use crate::failure::{Failure, chain};
 use crate::history::{Current, Past, Recorder};
 use crate::progress;
+use crate::wire::cache::Imports;
+use crate::wire::cache::export::Exports;
 use crate::wire::copy::Sources;
 use crate::wire::devices::Devices;
 use crate::wire::images::Images;
@@ -35,6 +37,10 @@ pub(super) struct Engine<'a> {
     pub(super) store: &'a Store,
     pub(super) images: &'a Arc<Images>,
     pub(super) remotes: &'a Arc<Remotes>,
+    pub(super) imports: &'a Imports,
+    pub(super) exports: &'a Exports,
+    /// An output reads the files of the result.
+    pub(super) reads_targets: bool,
     pub(super) secrets: &'a Secrets,
     pub(super) agents: &'a Agents,
     pub(super) devices: &'a Devices,
@@ -76,6 +82,7 @@ impl Engine<'_> {
             sources,
             images: self.images,
             remotes: self.remotes,
+            imports: self.imports,
             secrets: self.secrets,
             agents: self.agents,
             devices: self.devices,
@@ -88,10 +95,24 @@ impl Engine<'_> {
         let view = progress::view(execution.progress, execution.quiet);
         let (events, happenings) = crossbeam_channel::unbounded();
         let jobs = execution.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get);
-        let solve_options = SolveOptions { jobs, events, interrupted: self.interrupted };
+        let solve_options = SolveOptions {
+            jobs,
+            // A context that is fetched is read at once.
+            reads_targets: self.reads_targets || history.is_none(),
+            events,
+            interrupted: self.interrupted,
+        };
         let (solved, logs) = std::thread::scope(|scope| {
             let written = history.map(|history| history.written(self, graph));
-            let shown = scope.spawn(move || Tasks::new(graph, view, written).follow(&happenings));
+            let ended = (history.is_some() && self.exports.sends_early()).then(|| {
+                let (sender, receiver) = crossbeam_channel::unbounded();
+                scope.spawn(move || {
+                    receiver.iter().for_each(|key| self.exports.send_early(self.imports, &key));
+                });
+                sender
+            });
+            let tasks = Tasks::new(graph, view, written, ended);
+            let shown = scope.spawn(move || tasks.follow(&happenings));
             let solved = solve(graph, targets, self.store, &wire, &solve_options);
             drop(solve_options);
             (solved, shown.join())

@@ -236,6 +236,14 @@ pub(crate) struct ExecutionOptions {
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
 
+    /// Cache of other machines to read: REF, type=registry,ref=REF or type=local,src=FOLDER
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) cache_from: Vec<String>,
+
+    /// Cache for other machines to write: REF, type=registry,ref=REF, type=local,dest=FOLDER or type=inline; [,mode=min|max][,…]
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) cache_to: Vec<String>,
+
     /// How to show progress
     #[arg(long, value_name = "MODE", value_enum, default_value_t, env = "BUILDKIT_PROGRESS")]
     pub(crate) progress: ProgressMode,

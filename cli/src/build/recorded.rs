@@ -13,7 +13,7 @@ use super::engine::{Engine, History};
 use super::inputs::Inputs;
 use super::options::BuildOptions;
 use super::tasks::Logs;
-use super::{lowering, report};
+use super::{caches, lowering, report};
 use crate::annotation::Annotation;
 use crate::command::now;
 use crate::explain::image_name;
@@ -132,9 +132,11 @@ fn solve_and_write(
     let lowered = work.lowered;
     let (solved, mut logs) = engine.solve(&lowered.graph, targets, work.sources, Some(history))?;
     document.steps = std::mem::take(&mut logs.steps);
+    let keys = std::mem::take(&mut logs.keys);
     let outcome = match solved {
         Ok(outcome) => outcome,
         Err(error) => {
+            caches::finish(engine, lowered, &keys, None)?;
             let failure = solve_failure(&error, work, &logs);
             let failed = document.steps.iter().find(|step| step.failed.is_some());
             let failed = failed.and_then(|step| FailedStep::read(engine.store, step).ok());
@@ -154,10 +156,18 @@ fn solve_and_write(
         annotations: work.annotations,
         now: now(),
         settings: work.settings,
+        caches: (engine.imports, engine.exports),
+        graph: &lowered.graph,
+        keys: &keys,
     };
     let made = write_outputs(&built, work.outputs, work.names);
     if made.is_ok() {
         note_use(engine.store, lowered, &outcome);
+    }
+    let results = lowered.targets.iter().map(|target| built.snapshot(target).layers).collect();
+    let cached = caches::finish(engine, lowered, &keys, Some(results));
+    if made.is_ok() {
+        cached?;
     }
     Ok((made, outcome))
 }

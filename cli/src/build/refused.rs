@@ -13,10 +13,6 @@ pub(crate) struct RefusedOptions {
     #[arg(long, hide = true)]
     builder: Option<String>,
     #[arg(long, hide = true)]
-    cache_from: Vec<String>,
-    #[arg(long, hide = true)]
-    cache_to: Vec<String>,
-    #[arg(long, hide = true)]
     load: bool,
     #[arg(long, hide = true)]
     policy: Vec<String>,
@@ -48,7 +44,7 @@ impl RefusedOptions {
     }
 
     /// Whether it was given, its name, what to do instead.
-    fn table(&self) -> [(bool, &'static str, &'static str); 10] {
+    fn table(&self) -> [(bool, &'static str, &'static str); 8] {
         [
             (asks(&self.attest), "attest", "images are made without attestations"),
             (
@@ -56,8 +52,6 @@ impl RefusedOptions {
                 "builder",
                 "Kiln has no builder instances; leave the option out",
             ),
-            (!self.cache_from.is_empty(), "cache-from", "the local cache is always used"),
-            (!self.cache_to.is_empty(), "cache-to", "the local cache is always written"),
             (
                 self.load,
                 "load",

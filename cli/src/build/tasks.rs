@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crossbeam_channel::Receiver;
-use kiln_cache::LayerId;
+use crossbeam_channel::{Receiver, Sender};
+use kiln_cache::{Key, LayerId};
 use kiln_parser::graph::{Graph, NodeId};
 use kiln_solver::event::Event;
 use kiln_solver::explain::Miss;
@@ -21,6 +21,8 @@ const TAIL_BYTES: usize = 4 << 10;
 pub(super) struct Logs {
     tails: HashMap<NodeId, VecDeque<u8>>,
     numbers: HashMap<NodeId, usize>,
+    /// Their definition keys.
+    pub(super) keys: HashMap<NodeId, Key>,
     /// Their history, where it was asked for.
     pub(super) steps: Vec<StepDocument>,
 }
@@ -51,6 +53,9 @@ pub(super) struct Tasks<'a> {
     numbers: HashMap<NodeId, usize>,
     tails: HashMap<NodeId, VecDeque<u8>>,
     written: Option<Written<'a>>,
+    keys: HashMap<NodeId, Key>,
+    /// Takes the definition keys of steps that ran.
+    ended: Option<Sender<Key>>,
 }
 
 /// Where what happens is written down.
@@ -62,8 +67,14 @@ pub(super) struct Written<'a> {
 }
 
 impl<'a> Tasks<'a> {
-    pub(super) fn new(graph: &'a Graph, view: Box<dyn View>, written: Option<Written<'a>>) -> Self {
-        Self { graph, view, numbers: HashMap::new(), tails: HashMap::new(), written }
+    pub(super) fn new(
+        graph: &'a Graph,
+        view: Box<dyn View>,
+        written: Option<Written<'a>>,
+        ended: Option<Sender<Key>>,
+    ) -> Self {
+        let (numbers, tails, keys) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { graph, view, numbers, tails, written, keys, ended }
     }
 
     /// Shows everything until the solver is done.
@@ -73,7 +84,7 @@ impl<'a> Tasks<'a> {
         }
         self.view.finish();
         let steps = self.written.map(|written| written.recorder.into_steps()).unwrap_or_default();
-        Logs { tails: self.tails, numbers: self.numbers, steps }
+        Logs { tails: self.tails, numbers: self.numbers, keys: self.keys, steps }
     }
 
     fn task(&mut self, id: NodeId) -> Task {
@@ -86,6 +97,7 @@ impl<'a> Tasks<'a> {
     fn show(&mut self, event: Event) {
         match event {
             Event::Planned(keys) => {
+                self.keys = keys.clone();
                 if let Some(written) = &mut self.written {
                     written.recorder.planned(keys);
                 }
@@ -122,6 +134,11 @@ impl<'a> Tasks<'a> {
     }
 
     fn ended(&mut self, id: NodeId, end: &End) {
+        if let (Some(sender), End::Done(_) | End::Unchanged(_)) = (&self.ended, end)
+            && let Some(key) = self.keys.get(&id)
+        {
+            let _nobody_sends = sender.send(*key);
+        }
         let task = self.task(id);
         if let Some(written) = &mut self.written {
             let (status, duration, error) = match end {

@@ -1,8 +1,9 @@
 //! From solved targets to what the user asked for.
 
+use std::collections::HashMap;
 use std::io::Write;
 
-use kiln_cache::{Descriptor, LayerId, Layers, Store};
+use kiln_cache::{Descriptor, Key, LayerId, Layers, Store};
 use kiln_image::archive::Compression;
 use kiln_image::config::ConfigDocument;
 use kiln_image::export::{
@@ -12,11 +13,13 @@ use kiln_image::export::{
 use kiln_image::export::{docker, local, oci, tar};
 use kiln_image::history::HistoryEntry;
 use kiln_image::tarball;
-use kiln_parser::graph::Input;
+use kiln_parser::graph::{Graph, Input, NodeId};
 use kiln_parser::lower::Target;
 use kiln_solver::outcome::Outcome;
 use kiln_solver::snapshot::Snapshot;
 
+use super::cache::Imports;
+use super::cache::export::{Exports, Finished};
 use super::config::{oci_platform, to_document};
 use super::images::Images;
 use crate::annotation::{self, Annotation, Level};
@@ -40,6 +43,11 @@ pub(crate) struct Built<'a> {
     /// Seconds since 1970, for the history.
     pub(crate) now: i64,
     pub(crate) settings: &'a Settings,
+    /// Caches of other machines, for one that an image carries.
+    pub(crate) caches: (&'a Imports, &'a Exports),
+    /// Definition keys of the graph.
+    pub(crate) graph: &'a Graph,
+    pub(crate) keys: &'a HashMap<NodeId, Key>,
 }
 
 /// What an image output made.
@@ -55,7 +63,7 @@ pub(crate) struct Made {
 }
 
 impl Built<'_> {
-    fn snapshot(&self, target: &Target) -> Snapshot {
+    pub(crate) fn snapshot(&self, target: &Target) -> Snapshot {
         match target.snapshot {
             Input::Scratch => Snapshot::scratch(),
             Input::Node(id) => {
@@ -96,7 +104,10 @@ impl Built<'_> {
     ) -> Result<Exported, Failure> {
         let snapshot = self.snapshot(target);
         let (config, layers) = self.document(target, &snapshot)?;
+        let (imports, exports) = self.caches;
+        let finished = Finished { graph: self.graph, keys: self.keys, results: None };
         let spec = ImageSpec {
+            cache: exports.inline(imports, &finished, &snapshot.layers)?,
             platform: oci_platform(&target.platform),
             config,
             layers,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kiln_cache::{ContentDigest, Key, LayerId, Store, StoreError};
+use kiln_cache::{ContentDigest, Key, LayerId, Record, Store, StoreError};
 use kiln_executor::cancel::Cancel;
 use kiln_executor::net;
 use kiln_parser::git::GitRef;
@@ -10,6 +10,7 @@ use kiln_parser::graph::{CopyOp, Graph, Network, NodeId, Op};
 use kiln_solver::ports::{Kind, Log, Ports, StepError, StepOutput, StepRequest};
 use kiln_solver::snapshot::Snapshot;
 
+use super::cache::Imports;
 use super::copy::{self, Sources};
 use super::devices::Devices;
 use super::images::Images;
@@ -28,6 +29,7 @@ pub(crate) struct Wire<'a> {
     pub(crate) sources: &'a Sources,
     pub(crate) images: &'a Images,
     pub(crate) remotes: &'a Remotes,
+    pub(crate) imports: &'a Imports,
     pub(crate) secrets: &'a Secrets,
     pub(crate) agents: &'a Agents,
     pub(crate) devices: &'a Devices,
@@ -82,6 +84,14 @@ impl Ports for Wire<'_> {
             net::prepare(self.store.path(), reaches_host);
         }
         self.images.materialise(layers)
+    }
+
+    fn elsewhere(&self, keys: &[Key]) -> HashMap<Key, Record> {
+        self.imports.answers(keys)
+    }
+
+    fn bring(&self, layers: &[LayerId]) -> Result<bool, StepError> {
+        self.imports.bring(layers)
     }
 
     fn run(&self, step: &StepRequest<'_>, log: &dyn Log) -> Result<StepOutput, StepError> {

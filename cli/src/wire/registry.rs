@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use kiln_cache::{Descriptor, Store};
 use kiln_image::credential::Credentials;
 use kiln_image::reference::Reference;
-use kiln_image::registry::{PushRequest, RegistryError, RegistrySettings, push};
+use kiln_image::registry::{PushRequest, RegistryClient, RegistryError, RegistrySettings, push};
 use kiln_image::source::Sources;
 
 use crate::failure::{Failure, chain};
@@ -20,6 +20,28 @@ pub(crate) const OFFLINE_HELP: &str =
 /// # Errors
 /// Docker's configuration file, which holds credentials, is malformed.
 pub(crate) fn sources(settings: &Settings, store: &Store) -> Result<Sources, Failure> {
+    Ok(Sources::new(store.clone(), registry_settings(settings), credentials()?))
+}
+
+/// A client of its own; the `insecure` host is spoken to by plain http.
+///
+/// # Errors
+/// As [`sources`].
+pub(crate) fn client(
+    settings: &Settings,
+    insecure: Option<&str>,
+) -> Result<RegistryClient, Failure> {
+    let mut registry = registry_settings(settings);
+    registry.hosts.insecure.extend(insecure.map(str::to_owned));
+    Ok(RegistryClient::new(registry, credentials()?))
+}
+
+fn credentials() -> Result<Credentials, Failure> {
+    Credentials::from_environment()
+        .map_err(|e| Failure::environment(chain(&e)).hint("mend or remove ~/.docker/config.json"))
+}
+
+fn registry_settings(settings: &Settings) -> RegistrySettings {
     let mut registry = RegistrySettings { offline: settings.offline, ..Default::default() };
     for (host, config) in &settings.config.registry {
         if config.http {
@@ -29,10 +51,7 @@ pub(crate) fn sources(settings: &Settings, store: &Store) -> Result<Sources, Fai
             registry.hosts.mirrors.insert(host.clone(), config.mirrors.clone());
         }
     }
-    let credentials = Credentials::from_environment().map_err(|e| {
-        Failure::environment(chain(&e)).hint("mend or remove ~/.docker/config.json")
-    })?;
-    Ok(Sources::new(store.clone(), registry, credentials))
+    registry
 }
 
 /// Pushes an image of the store under all its names.

@@ -87,7 +87,7 @@ fn mistakes_are_told_with_a_remedy() {
         assert!(failed.err.contains(expect), "{text}: {expect:?} is not in:\n{}", failed.err);
         assert_eq!(failed.code, code, "{text}: {}", failed.err);
     }
-    for option in ["--cache-from=x", "--load", "--squash", "--provenance=true"] {
+    for option in ["--load", "--squash", "--provenance=true"] {
         let refused = world.build(&[option]);
         assert_eq!(refused.code, 2, "{option}: {}", refused.err);
         let name = option.split('=').next().expect("a name");

@@ -6,6 +6,7 @@ mod attack;
 mod attacks;
 mod build;
 mod ca_certs;
+mod cache;
 mod caching;
 mod call;
 mod crowd;

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use crate::env::{World, text};
 
-struct Registry {
+pub(crate) struct Registry {
     child: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Registry {
-    fn start(world: &World) -> Self {
+    pub(crate) fn start(world: &World) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = free.local_addr().expect("an address").to_string();
         drop(free);

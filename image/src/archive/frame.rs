@@ -105,7 +105,7 @@ pub(super) struct Frames<'a> {
 }
 
 impl<'a> Frames<'a> {
-    pub(super) fn new(tree: &'a Tree, below: &'a dyn View, clamp: Option<i64>) -> Self {
+    pub(super) fn new(tree: &'a Tree, below: Option<&'a dyn View>, clamp: Option<i64>) -> Self {
         Self {
             walk: Some(Walk::new(tree, below)),
             clamp,

@@ -86,7 +86,7 @@ fn bytes(frame: &Frame) -> Vec<u8> {
 }
 
 fn archive(tree: &Tree) -> Vec<u8> {
-    Frames::new(tree, &Below::default(), None).flat_map(|frame| bytes(&frame)).collect()
+    Frames::new(tree, Some(&Below::default()), None).flat_map(|frame| bytes(&frame)).collect()
 }
 
 fn read(archive: &[u8]) -> Vec<(String, ArchivedKind, Vec<u8>)> {
@@ -256,7 +256,7 @@ fn opaque_directories_become_deletions() {
         (PathBuf::from("d/sub"), names(&["new", "old"])),
         (PathBuf::from("plain"), names(&["gone", "stays"])),
     ]));
-    let archive: Vec<u8> = Frames::new(&tree, &below, None).flat_map(|f| bytes(&f)).collect();
+    let archive: Vec<u8> = Frames::new(&tree, Some(&below), None).flat_map(|f| bytes(&f)).collect();
     let found: Vec<String> = read(&archive).into_iter().map(|(name, _, _)| name).collect();
     let expect = [
         "d/",
@@ -281,7 +281,7 @@ fn a_change_touches_few_frames() {
     let size = |i: usize| Some((i as u64 * 7919) % 20_000);
     let keys = |tree: &Tree| -> Vec<_> {
         let below = Below::default();
-        let frames = Frames::new(tree, &below, None);
+        let frames = Frames::new(tree, Some(&below), None);
         frames.map(|frame| (frame.key(Compression::None), frame.size)).collect()
     };
     let before = keys(&many(5000, size));
@@ -295,7 +295,7 @@ fn a_change_touches_few_frames() {
     assert!(new(&many(5001, size)) <= 3);
     // The way of compression is part of the key.
     let tree = many(1, size);
-    let frame = Frames::new(&tree, &Below::default(), None).next().unwrap();
+    let frame = Frames::new(&tree, Some(&Below::default()), None).next().unwrap();
     assert_ne!(frame.key(Compression::Gzip(1)), frame.key(Compression::Gzip(2)));
 }
 

@@ -14,7 +14,7 @@ use kiln_cache::{Entry, Kind, NodeRef, Tree, View};
 /// What the name of a deletion starts with.
 pub(crate) const PREFIX: &[u8] = b".wh.";
 
-/// The marker of an opaque directory; read, never written.
+/// The marker of an opaque directory; written only into archives for Kiln itself.
 pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// One step of the walk.
@@ -29,7 +29,8 @@ pub(super) enum Item<'a> {
 /// Walks a layer: parents first, sorted by name, the root left out; the deletions that an opaque
 /// directory stands for come directly after it.
 pub(super) struct Walk<'a> {
-    below: &'a dyn View,
+    /// None: opaque directories are marked, whatever is below.
+    below: Option<&'a dyn View>,
     open: Vec<Level<'a>>,
     deletions: std::vec::IntoIter<PathBuf>,
 }
@@ -54,7 +55,7 @@ pub(super) fn reserved(walk: Walk<'_>) -> Option<PathBuf> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(tree: &'a Tree, below: &'a dyn View) -> Self {
+    pub(super) fn new(tree: &'a Tree, below: Option<&'a dyn View>) -> Self {
         let mut walk = Self { below, open: Vec::new(), deletions: Vec::new().into_iter() };
         walk.enter(PathBuf::new(), tree.root(), false);
         walk
@@ -64,9 +65,12 @@ impl<'a> Walk<'a> {
         let Kind::Directory { opaque } = node.entry().kind else { return };
         let hidden = opaque || parent_hidden;
         let children: Vec<NodeRef<'a>> = node.children().collect();
-        if hidden {
-            self.deletions = hidden_names(self.below, &path, &children).into_iter();
-        }
+        self.deletions = match self.below {
+            Some(below) if hidden => hidden_names(below, &path, &children).into_iter(),
+            // The marker is the deletion of this name.
+            None if opaque => vec![path.join(".wh..opq")].into_iter(),
+            _ => Vec::new().into_iter(),
+        };
         self.open.push(Level { path, children: children.into_iter(), hidden });
     }
 }

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use kiln_cache::{
-    Algorithm, BlobWriter, DiffId, Digest, DigestHasher, FrameLocation, Key, LayerBlob, LayerId,
-    Layers, Root, Store, StoreError,
+    Algorithm, BlobWriter, DiffId, Digest, DigestHasher, Entry, FrameLocation, Key, Kind,
+    LayerBlob, LayerId, Layers, Root, Store, StoreError, Tree, View,
 };
 
 use super::compress::{Compression, FrameCompressor, FrameVerifier};
@@ -36,6 +36,9 @@ pub struct ArchiveOptions {
     pub compression: Compression,
     /// No modification time in it is later, in seconds since 1970 (`rewrite-timestamp`).
     pub clamp: Option<i64>,
+    /// Opaque directories are marked as such, so that unpacking gives the very same tree; in images they are written as
+    /// deletions, which every reader knows.
+    pub markers: bool,
     /// Threads that read and compress; the processors there are, if none.
     pub threads: Option<NonZero<usize>>,
 }
@@ -87,19 +90,22 @@ pub fn write_layer(
     options: &ArchiveOptions,
 ) -> Result<LayerBlob, WriteLayerError> {
     let tree = store.layer_tree(layer)?;
-    let mut name = format!("{}.v{FORMAT}", options.compression);
-    if let Some(clamp) = options.clamp {
-        name.push_str(&format!(".clamp{clamp}"));
-    }
-    let below = if whiteout::has_opaque(&tree) { below } else { &[] };
+    let has_opaque = whiteout::has_opaque(&tree);
+    let mut name = archive_name(options);
+    let below = if has_opaque && !options.markers { below } else { &[] };
     let below = Layers::open(store, below)?;
-    if whiteout::has_opaque(&tree) {
-        name.push_str(&format!(".on-{}", deletions_digest(Walk::new(&tree, &below))));
+    let below = (!options.markers || !has_opaque).then_some(&below as &dyn View);
+    match below {
+        None => name.push_str(".marked"),
+        Some(_) if has_opaque => {
+            name.push_str(&format!(".on-{}", deletions_digest(Walk::new(&tree, below))));
+        }
+        Some(_) => {}
     }
     if let Some(blob) = store.layer_blob(layer, &name)? {
         return Ok(blob);
     }
-    if let Some(path) = whiteout::reserved(Walk::new(&tree, &below)) {
+    if let Some(path) = whiteout::reserved(Walk::new(&tree, below)) {
         return Err(WriteLayerError::Reserved { path: path.display().to_string() });
     }
     let root = Root::open(&store.layer_path(layer)).map_err(|source| {
@@ -108,10 +114,35 @@ pub fn write_layer(
     })?;
     let job = Job { store, layer, root, compression: options.compression };
     let threads = options.threads.or_else(|| thread::available_parallelism().ok());
-    let frames = Frames::new(&tree, &below, options.clamp).map(Ok);
+    let frames = Frames::new(&tree, below, options.clamp).map(Ok);
     let blob = job.write(frames, threads.map_or(1, NonZero::get))?;
     store.save_layer_blob(layer, &name, &blob)?;
     Ok(blob)
+}
+
+/// Under which name the store keeps archives that are made so.
+fn archive_name(options: &ArchiveOptions) -> String {
+    let mut name = format!("{}.v{FORMAT}", options.compression);
+    if let Some(clamp) = options.clamp {
+        name.push_str(&format!(".clamp{clamp}"));
+    }
+    name
+}
+
+/// Whether an archive of the layer gives the same tree when it is unpacked: there are no sockets, no names that mean
+/// deletions, the root directory is as every layer's, and opaque directories are marked.
+#[must_use]
+pub fn is_portable(tree: &Tree, markers: bool) -> bool {
+    let plain = Entry::directory(0o755);
+    let root = tree.root();
+    let (own, usual) = (&root.entry().metadata, &plain.metadata);
+    let usual_root = (own.mode, own.uid, own.gid, &own.xattrs)
+        == (usual.mode, usual.uid, usual.gid, &usual.xattrs);
+    usual_root
+        && matches!(root.entry().kind, Kind::Directory { opaque: false })
+        && tree.walk().all(|(_, entry)| entry.kind != Kind::Socket)
+        && whiteout::reserved(Walk::new(tree, None)).is_none()
+        && (markers || !whiteout::has_opaque(tree))
 }
 
 /// Compresses an archive anew, byte for byte the same inside.

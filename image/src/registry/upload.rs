@@ -77,14 +77,79 @@ pub fn push(
     Ok(())
 }
 
+/// Whether a repository has a blob.
+///
+/// # Errors
+/// The registry does not say.
+pub fn has_blob(
+    client: &RegistryClient,
+    target: &Reference,
+    digest: &Digest,
+) -> Result<bool, RegistryError> {
+    Repository::new(client, target).has(digest)
+}
+
+/// Sends one blob of the store, unless it is there.
+///
+/// # Errors
+/// It is not in the store, or the registry does not take it.
+pub fn push_blob(
+    client: &RegistryClient,
+    store: &Store,
+    target: &Reference,
+    blob: &Descriptor,
+) -> Result<(), RegistryError> {
+    let sources = HashMap::new();
+    Upload { store, sources: &sources, repository: Repository::new(client, target) }.blob(blob)
+}
+
+/// Sends a blob that is in memory, unless it is there.
+///
+/// # Errors
+/// The registry does not take it.
+pub fn push_small_blob(
+    client: &RegistryClient,
+    target: &Reference,
+    digest: &Digest,
+    bytes: &[u8],
+) -> Result<(), RegistryError> {
+    let repository = Repository::new(client, target);
+    if repository.has(digest)? {
+        return Ok(());
+    }
+    match repository.start(digest, None)? {
+        Some(location) => repository.finish(location, digest, Payload::Bytes(bytes)),
+        None => Ok(()),
+    }
+}
+
+/// Sends a document, whose parts are there, under a tag or its digest.
+///
+/// # Errors
+/// The registry does not take it.
+pub fn push_document(
+    client: &RegistryClient,
+    target: &Reference,
+    media_type: &str,
+    bytes: &[u8],
+    name: &str,
+) -> Result<(), RegistryError> {
+    Repository::new(client, target).document(media_type, bytes, name)
+}
+
 /// One repository while it is pushed to.
-struct Upload<'a> {
+struct Repository<'a> {
     client: &'a RegistryClient,
-    store: &'a Store,
     target: &'a Reference,
-    sources: &'a HashMap<Digest, Reference>,
     endpoint: Endpoint,
     scope: String,
+}
+
+/// What is pushed there.
+struct Upload<'a> {
+    store: &'a Store,
+    sources: &'a HashMap<Digest, Reference>,
+    repository: Repository<'a>,
 }
 
 impl<'a> Upload<'a> {
@@ -94,9 +159,7 @@ impl<'a> Upload<'a> {
         target: &'a Reference,
         request: &'a PushRequest,
     ) -> Self {
-        let endpoint = client.settings().hosts.endpoint(target.registry());
-        let scope = format!("repository:{}:pull,push", target.repository());
-        Self { client, store, target, sources: &request.sources, endpoint, scope }
+        Self { store, sources: &request.sources, repository: Repository::new(client, target) }
     }
 
     /// Sends all blobs, a few at once; the first failure ends it.
@@ -126,6 +189,42 @@ impl<'a> Upload<'a> {
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
+    fn blob(&self, blob: &Descriptor) -> Result<(), RegistryError> {
+        let digest = &blob.digest;
+        let repository = &self.repository;
+        if repository.has(digest)? {
+            return Ok(());
+        }
+        let target = repository.target;
+        let from = self.sources.get(digest).filter(|source| {
+            source.registry() == target.registry() && source.repository() != target.repository()
+        });
+        let Some(location) = repository.start(digest, from)? else { return Ok(()) };
+        let file = self.store.open_blob(digest)?;
+        let file = file.ok_or_else(|| RegistryError::MissingBlob(digest.clone()))?;
+        let sent = repository.content(blob, &file, location);
+        // A registry refuses what is not what its digest says; then it is ours that is damaged.
+        if sent.is_err() && !self.store.check_blob(digest)? {
+            return Err(RegistryError::MissingBlob(digest.clone()));
+        }
+        sent
+    }
+
+    fn manifest(&self, document: &Descriptor, name: &str) -> Result<(), RegistryError> {
+        let missing = || RegistryError::MissingBlob(document.digest.clone());
+        let bytes =
+            self.store.read_blob(&document.digest, limits::DOCUMENT_BYTES)?.ok_or_else(missing)?;
+        self.repository.document(&document.media_type, &bytes, name)
+    }
+}
+
+impl<'a> Repository<'a> {
+    fn new(client: &'a RegistryClient, target: &'a Reference) -> Self {
+        let endpoint = client.settings().hosts.endpoint(target.registry());
+        let scope = format!("repository:{}:pull,push", target.repository());
+        Self { client, target, endpoint, scope }
+    }
+
     fn call<'b>(&'b self, method: Method, uri: Uri, payload: Payload<'b>) -> Call<'b> {
         let (headers, scope) = (Vec::new(), self.scope.as_str());
         Call { operation: "push to", method, uri, headers, payload, scope }
@@ -135,22 +234,10 @@ impl<'a> Upload<'a> {
         self.client.expect(&self.endpoint, call, &self.target.name(), statuses)
     }
 
-    fn blob(&self, blob: &Descriptor) -> Result<(), RegistryError> {
-        let digest = &blob.digest;
+    fn has(&self, digest: &Digest) -> Result<bool, RegistryError> {
         let path = format!("/v2/{}/blobs/{digest}", self.target.repository());
         let head = self.call(Method::HEAD, address(&self.endpoint, &path)?, Payload::None);
-        if self.send(head, &[200, 404])?.status().as_u16() == 200 {
-            return Ok(());
-        }
-        let Some(location) = self.start(digest)? else { return Ok(()) };
-        let file = self.store.open_blob(digest)?;
-        let file = file.ok_or_else(|| RegistryError::MissingBlob(digest.clone()))?;
-        let sent = self.content(blob, &file, location);
-        // A registry refuses what is not what its digest says; then it is ours that is damaged.
-        if sent.is_err() && !self.store.check_blob(digest)? {
-            return Err(RegistryError::MissingBlob(digest.clone()));
-        }
-        sent
+        Ok(self.send(head, &[200, 404])?.status().as_u16() == 200)
     }
 
     fn content(&self, blob: &Descriptor, file: &File, location: Uri) -> Result<(), RegistryError> {
@@ -166,12 +253,12 @@ impl<'a> Upload<'a> {
     }
 
     /// Starts an upload and gives its location; none if the blob was mounted instead.
-    fn start(&self, digest: &Digest) -> Result<Option<Uri>, RegistryError> {
+    fn start(
+        &self,
+        digest: &Digest,
+        from: Option<&Reference>,
+    ) -> Result<Option<Uri>, RegistryError> {
         let uploads = format!("/v2/{}/blobs/uploads/", self.target.repository());
-        let from = self.sources.get(digest).filter(|source| {
-            source.registry() == self.target.registry()
-                && source.repository() != self.target.repository()
-        });
         let response = match from {
             None => {
                 let uri = address(&self.endpoint, &uploads)?;
@@ -257,14 +344,11 @@ impl<'a> Upload<'a> {
         self.finish(location, &blob.digest, Payload::Bytes(&[]))
     }
 
-    fn manifest(&self, document: &Descriptor, name: &str) -> Result<(), RegistryError> {
-        let missing = || RegistryError::MissingBlob(document.digest.clone());
-        let bytes =
-            self.store.read_blob(&document.digest, limits::DOCUMENT_BYTES)?.ok_or_else(missing)?;
+    fn document(&self, media_type: &str, bytes: &[u8], name: &str) -> Result<(), RegistryError> {
         let path = format!("/v2/{}/manifests/{name}", self.target.repository());
         let uri = address(&self.endpoint, &path)?;
-        let mut call = self.call(Method::PUT, uri, Payload::Bytes(&bytes));
-        call.headers = vec![(CONTENT_TYPE, document.media_type.clone())];
+        let mut call = self.call(Method::PUT, uri, Payload::Bytes(bytes));
+        call.headers = vec![(CONTENT_TYPE, media_type.to_owned())];
         self.send(call, &[200, 201, 202]).map(drop)
     }
 }

@@ -81,6 +81,7 @@ impl Place {
             description: "made".into(),
         });
         ImageSpec {
+            cache: None,
             platform,
             config,
             layers: layers.collect(),

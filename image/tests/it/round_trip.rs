@@ -128,7 +128,8 @@ fn publish(
 }
 
 fn archive(store: &Store, id: &LayerId, compression: Compression, threads: usize) -> LayerBlob {
-    let options = ArchiveOptions { compression, clamp: None, threads: NonZero::new(threads) };
+    let options =
+        ArchiveOptions { compression, clamp: None, markers: false, threads: NonZero::new(threads) };
     write_layer(store, id, &[], &options).unwrap()
 }
 

@@ -189,7 +189,7 @@ impl World {
         let ports = Fake { world: self, case, graph: &graph, sources: &sources };
         let (events, _happenings) = crossbeam_channel::unbounded();
         let never = AtomicBool::new(false);
-        let options = SolveOptions { jobs: 2, events, interrupted: &never };
+        let options = SolveOptions { jobs: 2, reads_targets: true, events, interrupted: &never };
         let targets: Vec<NodeId> = target.into_iter().collect();
         let solved = solve(&graph, &targets, &self.store, &ports, &options);
         let outcome = solved.map_err(|error| error.to_string())?;
@@ -519,4 +519,12 @@ impl Ports for Fake<'_> {
     }
 
     fn stop(&self) {}
+
+    fn elsewhere(&self, _: &[kiln_cache::Key]) -> HashMap<kiln_cache::Key, kiln_cache::Record> {
+        HashMap::new()
+    }
+
+    fn bring(&self, _: &[kiln_cache::LayerId]) -> Result<bool, StepError> {
+        Ok(true)
+    }
 }
