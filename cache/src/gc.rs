@@ -284,6 +284,7 @@ impl Store {
                 if id.is_image() {
                     return Ok(Some(Vec::new()));
                 }
+                note_pruned(transaction, id)?;
                 forget_records(transaction, id).map(Some)
             })?;
             if orphans.is_some() {
@@ -459,7 +460,14 @@ fn is_leased(transaction: &Transaction<'_>, kind: &str, name: &str) -> rusqlite:
         .exists([kind, name])
 }
 
-/// Records that cannot do without a layer go, and it is noted when. Gives their own layers that nothing answers with
+/// Notes when records that cannot do without a layer go.
+fn note_pruned(transaction: &Transaction<'_>, id: &LayerId) -> rusqlite::Result<()> {
+    let query = "INSERT OR REPLACE INTO pruned SELECT k.key, ?2 FROM records r
+                 JOIN keys k ON k.record = r.id WHERE r.own = ?1 OR instr(r.layers, ?1) > 0";
+    transaction.prepare_cached(query)?.execute(params![id.as_str(), now()]).map(drop)
+}
+
+/// Records that cannot do without a layer go. Gives their own layers that nothing answers with
 /// any more.
 pub(crate) fn forget_records(
     transaction: &Transaction<'_>,
@@ -471,11 +479,6 @@ pub(crate) fn forget_records(
     let records = records.collect::<rusqlite::Result<Vec<(i64, Option<String>)>>>()?;
     let mut layers = HashSet::new();
     for (record, own) in records {
-        transaction
-            .prepare_cached(
-                "INSERT OR REPLACE INTO pruned SELECT key, ?2 FROM keys WHERE record = ?1",
-            )?
-            .execute(params![record, now()])?;
         transaction.prepare_cached("DELETE FROM keys WHERE record = ?1")?.execute([record])?;
         transaction.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([record])?;
         layers.extend(own.filter(|own| own != id.as_str()));

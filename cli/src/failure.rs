@@ -123,8 +123,17 @@ impl Display for Failure {
         for hint in &self.hints {
             write!(f, "\n  help: {hint}")?;
         }
+        if is_full(&self.message) {
+            write!(f, "\n  help: `kiln prune` makes room, `kiln du` tells what the store uses")?;
+        }
         Ok(())
     }
+}
+
+/// Whether an error is about a disk without room, in the words of the kernel or of SQLite.
+pub(crate) fn is_full(message: &str) -> bool {
+    let message = message.to_lowercase();
+    message.contains("no space left on device") || message.contains("database or disk is full")
 }
 
 /// The text of an I/O error without Rust's ` (os error 2)`, and the next cause where there is one.
@@ -163,6 +172,13 @@ mod tests {
         let failure = Failure::input("no such stage `x`").hint("did you mean `y`?");
         assert_eq!(failure.to_string(), "error: no such stage `x`\n  help: did you mean `y`?");
         assert_eq!(failure.exit(), Exit::Failed);
+    }
+
+    #[test]
+    fn a_full_disk_has_a_remedy() {
+        let error = io::Error::from_raw_os_error(28);
+        let text = Failure::io("write", "/store", &error).to_string();
+        assert!(text.ends_with("`kiln du` tells what the store uses"), "{text}");
     }
 
     #[test]

@@ -232,6 +232,28 @@ impl Drop for Small {
 }
 
 #[test]
+fn a_full_disk_is_told_with_its_remedy() {
+    let world = World::new();
+    let small = Small::new(world.path("store"), "size=24m");
+    world.busybox();
+    fs::create_dir_all(world.path("ctx")).expect("made");
+    fs::write(world.path("ctx/big"), vec![7; 15 << 20]).expect("written");
+    world.file("Dockerfile", "FROM busybox\nCOPY big /1\nRUN echo 1\nCOPY big /2\n");
+    let failed = world.build(&[]);
+    assert_eq!(failed.code, 3, "{}", failed.err);
+    assert!(failed.err.contains("No space left on device"), "{}", failed.err);
+    assert!(failed.err.contains("`kiln prune` makes room"), "{}", failed.err);
+    // What the failed step had written came back, and what succeeded is cached.
+    let tmp: u64 = du(&world, &["--filter", "id=tmp"])
+        .iter()
+        .map(|row| row["Size"].as_u64().unwrap_or(0))
+        .sum();
+    assert!(tmp < MIB, "{tmp}");
+    assert!(world.build(&[]).err.contains("CACHED"));
+    drop(small);
+}
+
+#[test]
 fn a_full_disk_can_be_pruned() {
     for options in ["size=64m", "size=64m,nr_inodes=900"] {
         let world = World::new();

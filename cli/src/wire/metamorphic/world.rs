@@ -78,7 +78,6 @@ impl World {
         let settings = Settings {
             root: dir.path().join("store"),
             config: Default::default(),
-            snapshotter: Default::default(),
             isolation: None,
             offline: false,
         };
