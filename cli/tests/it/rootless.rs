@@ -93,3 +93,24 @@ fn files_of_steps_belong_to_nobody_of_the_machine() {
     let host = world.build(&["--userns", "host", "--no-cache"]).ok();
     assert!(host.err.contains("4294967295"), "{}", host.err);
 }
+
+/// With ranges and with one id: bundles are files of root, who is nobody outside.
+#[test]
+fn authorities_of_the_caller_are_trusted() {
+    let world = world();
+    let text = "FROM busybox\nCOPY own.crt /etc/ssl/cert.pem\n\
+        RUN grep -c BEGIN /etc/ssl/cert.pem && busybox cp /etc/ssl/cert.pem /copy && ls -n /etc/ssl/cert.pem\n";
+    world.busybox().file("Dockerfile", text).file("own.crt", "own\n");
+    let certificate = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    std::fs::write(world.path("ca.pem"), certificate).expect("written");
+    give(&world);
+    run(&world, &["import", "busybox.tar", "busybox"]).ok();
+    for isolation in ["ranges", "single-id"] {
+        let dest = format!("type=local,dest=out-{isolation}");
+        let more = ["--no-cache", "--ca-certs", "ca.pem", "-o", &dest];
+        let built = build(&world, isolation, &more).ok();
+        assert!(built.err.contains(" 0        0 "), "{isolation}: {}", built.err);
+        let copy = std::fs::read_to_string(world.path(&format!("out-{isolation}/copy")));
+        assert_eq!(copy.expect("copied"), "own\n", "{isolation}");
+    }
+}
