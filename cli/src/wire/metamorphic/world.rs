@@ -78,6 +78,7 @@ impl World {
         let settings = Settings {
             root: dir.path().join("store"),
             config: Default::default(),
+            snapshotter: Default::default(),
             isolation: None,
             offline: false,
         };
