@@ -1,6 +1,7 @@
 //! Limits of an ordinary user's steps, in control groups that were given to that user, as systemd does.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -71,7 +72,10 @@ impl Drop for Delegated {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let _no_group = fs::remove_dir(entry.path());
             }
-            fs::remove_dir(folder).expect("the group is empty");
+            // What ends the steps' networks outlives the builder for a moment.
+            while fs::remove_dir(folder).is_err_and(|e| e.kind() == ErrorKind::ResourceBusy) {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
         }
     }
 }
