@@ -2,7 +2,12 @@
 //! not there costs time, never a build.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::env::{Said, World, files, text, tool};
 use crate::registry::Registry;
@@ -316,6 +321,29 @@ fn a_build_that_fails_leaves_what_it_did() {
     let fourth = world();
     fourth.file("Dockerfile", &format!("{text}true\n"));
     let built = fourth.build(&["--cache-from", &from]).ok();
+    assert_eq!(ran(&built), 0, "{}", built.err);
+}
+
+#[test]
+fn a_build_that_is_interrupted_leaves_what_it_did() {
+    let place = World::new();
+    let folder = place.path("cache");
+    let to = format!("type=local,dest={},mode=max", text(&folder));
+    let first = world();
+    first.file("Dockerfile", "FROM busybox\nRUN echo 1 > /1\nRUN echo begun && sleep 1000\n");
+    let mut command = first.command();
+    command.args(["build", "--progress", "plain", "--cache-to", &to, "ctx"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("kiln starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    assert!(lines.any(|line| line.expect("text").ends_with(" begun")), "the step began");
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("small"));
+    kill(pid, Signal::SIGINT).expect("signalled");
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    assert_eq!(child.wait().expect("reaped").code(), Some(130), "{rest:?}");
+    let second = world();
+    second.file("Dockerfile", "FROM busybox\nRUN echo 1 > /1\n");
+    let from = format!("type=local,src={}", text(&folder));
+    let built = second.build(&["--cache-from", &from]).ok();
     assert_eq!(ran(&built), 0, "{}", built.err);
 }
 

@@ -98,7 +98,9 @@ fn example(service: &str) {
         args.push(&context);
         world.kiln(&args).ok()
     };
-    build(&["-o", "type=docker,dest=docker.tar", "-o", "type=oci,dest=oci.tar"]);
+    let cache = text(&world.path("cache"));
+    let to = format!("type=local,dest={cache},mode=max,compression=zstd");
+    build(&["-o", "type=docker,dest=docker.tar", "-o", "type=oci,dest=oci.tar", "--cache-to", &to]);
     run_and_ask(&world, &name, service);
     let archive = format!("oci-archive:{}", text(&world.path("oci.tar")));
     tool("skopeo", &["copy", "-q", &archive, &format!("oci:{}:test", text(&world.path("layout")))]);
@@ -115,6 +117,16 @@ fn example(service: &str) {
     let again = build(&[]);
     assert!(!again.err.contains("DONE"), "everything is cached the second time:\n{}", again.err);
     assert!(again.err.contains("CACHED"), "{}", again.err);
+
+    // Another machine has nothing but the cache and the base.
+    let other = World::new();
+    other.kiln(&["import", &text(&base()), "debian:bookworm"]).ok();
+    let from = format!("type=local,src={cache}");
+    let mut args = vec!["build", "--progress", "plain", "-t", &tag, "--cache-from", &from];
+    args.extend(["-o", "type=local,dest=files", &context]);
+    let there = other.kiln(&args).ok();
+    assert!(!there.err.contains("DONE") && !there.err.contains("warning:"), "{}", there.err);
+    assert!(fs::metadata(other.path("files/etc/passwd")).is_ok());
 }
 
 #[test]
