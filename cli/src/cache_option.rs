@@ -197,6 +197,11 @@ impl CacheTo {
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         let fields = Fields::parse("--cache-to", text, &TO_KEYS)?;
         let place = fields.place("dest")?;
+        if let Place::Registry { reference, .. } = &place
+            && reference.digest().is_some()
+        {
+            return Err(fields.bad("a cache is written under a tag, not a digest"));
+        }
         let mode = match fields.get("mode") {
             None | Some("min") => Mode::Min,
             Some("max") if matches!(place, Place::Inline) => {
@@ -257,6 +262,9 @@ mod tests {
 
     use super::{CacheFrom, CacheTo, Mode, Place};
 
+    const DIGEST: &str =
+        "user/app@sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
     #[test]
     fn a_reference_alone_is_a_registry() {
         let from = CacheFrom::parse("user/app:cache").expect("valid");
@@ -285,6 +293,7 @@ mod tests {
             ("type=gha", "type `gha` is not supported"),
             ("type=registry", "`ref` is required"),
             ("type=local,mode=max", "`dest` is required"),
+            (DIGEST, "under a tag"),
             ("type=inline,mode=max", "layers of its image only"),
             ("type=local,dest=d,mode=most", "unknown mode"),
             ("type=local,dest=d,compression=xz", "unknown compression"),

@@ -186,6 +186,27 @@ fn documents(folder: &Path) -> [PathBuf; 3] {
     [top, manifest, index]
 }
 
+#[test]
+fn a_folder_does_not_grow() {
+    let place = World::new();
+    let folder = place.path("cache");
+    let to = format!("type=local,dest={},mode=max", text(&folder));
+    digest(&world(), &["--cache-to", &to]);
+    let [_, manifest, index] = documents(&folder);
+    for blob in files(&folder.join("blobs")) {
+        tool("touch", &["-d", "2 hours ago", &text(&blob)]);
+    }
+    let changed = world();
+    changed.file("a.txt", "changed\n");
+    digest(&changed, &["--cache-to", &to]);
+    assert!(!manifest.exists() && !index.exists(), "they are of the cache before");
+    let again = world();
+    again.file("a.txt", "changed\n");
+    let from = format!("type=local,src={}", text(&folder));
+    let (again, _) = digest(&again, &["--cache-from", &from]);
+    assert_eq!((ran(&again), warnings(&again).len()), (0, 0), "{}", again.err);
+}
+
 /// Replaces text in the index, and the digests that lead there.
 fn forge(folder: &Path, change: impl Fn(&str) -> String) {
     let [top, manifest, index] = documents(folder);

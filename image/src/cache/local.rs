@@ -1,12 +1,14 @@
 //! A cache in a folder: an OCI image layout, whose `index.json` names caches by tags.
 //!
 //! A new cache replaces the one with its tag; what no cache in the folder needs any more is removed then, so that the
-//! folder does not grow from build to build.
+//! folder does not grow from build to build. Blobs that were written or asked for within the last hour stay: another
+//! build may be about to name them.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use kiln_cache::{Descriptor, Digest, Store};
 
@@ -16,6 +18,9 @@ use crate::export::oci::{LAYOUT, replace};
 use crate::index::{Index, REF_NAME};
 use crate::json;
 use crate::layout::{Layout, Selector};
+
+/// How long a blob stays that nothing names.
+const GRACE: Duration = Duration::from_secs(3600);
 
 /// A tag or a digest in a folder.
 #[derive(Debug)]
@@ -72,7 +77,10 @@ impl LocalCache {
         let folder = self.folder.join("blobs/sha256");
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
-            if digest.parse().is_ok_and(|digest: Digest| !named.contains(&digest)) {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            let old =
+                modified.is_ok_and(|time| time.elapsed().is_ok_and(|elapsed| elapsed > GRACE));
+            if old && digest.parse().is_ok_and(|digest: Digest| !named.contains(&digest)) {
                 let _kept = fs::remove_file(entry.path());
             }
         }
@@ -109,8 +117,14 @@ impl Backend for LocalCache {
     }
 
     fn has_blob(&self, blob: &Descriptor) -> Result<bool, CacheError> {
-        let metadata = fs::symlink_metadata(self.place(&blob.digest));
-        Ok(metadata.is_ok_and(|m| m.is_file() && m.len() == blob.size))
+        let place = self.place(&blob.digest);
+        let there = fs::symlink_metadata(&place).is_ok_and(|m| m.is_file() && m.len() == blob.size);
+        if there {
+            // Who cannot say that it is needed relies on its age.
+            let _too_old =
+                fs::File::open(&place).and_then(|file| file.set_modified(SystemTime::now()));
+        }
+        Ok(there)
     }
 
     fn put_blob(&self, store: &Store, blob: &Descriptor) -> Result<(), CacheError> {
@@ -134,6 +148,9 @@ impl Backend for LocalCache {
         };
         top.annotations.insert(REF_NAME.to_owned(), tag.to_owned());
         self.write(&self.folder.join("oci-layout"), |file| file.write_all(LAYOUT))?;
+        let lock = self.folder.join("kiln.lock");
+        let lock = fs::File::create(&lock).and_then(|file| file.lock().map(|()| file));
+        let _lock = lock.map_err(|e| failed("lock", &self.folder, e))?;
         let path = self.folder.join("index.json");
         let mut list = match fs::read(&path) {
             Ok(bytes) => Index::parse(&bytes)?,
