@@ -512,6 +512,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_inside_a_folder_does_not_depend_on_its_mode() {
+        let fixture = Fixture::new();
+        fixture.write("d/f", "1");
+        let chmod = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(fixture.dir.path().join("d"), mode).unwrap();
+        };
+        let both = || {
+            let context = fixture.open(all);
+            let path = Path::new("d");
+            (context.digest(path).unwrap(), context.digest_inside(path).unwrap())
+        };
+        chmod(0o755);
+        let (whole, inside) = both();
+        assert_eq!(whole, inside, "the keys of most folders stay as they were");
+        chmod(0o700);
+        assert_ne!(both().0, whole);
+        assert_eq!(both().1, inside);
+        fixture.write("d/f", "2");
+        assert_ne!(both().1, inside);
+    }
+
+    #[test]
     fn never_leaves_the_context() {
         let fixture = Fixture::new();
         fixture.write("inside", "x");
