@@ -17,6 +17,8 @@ pub(crate) enum Isolation {
     Ranges,
     /// A user namespace with the user's id alone.
     SingleId,
+    /// Neither namespaces nor mounts: steps in a chroot, for containers that forbid both.
+    Chroot,
     /// No namespaces: builds without RUN.
     #[value(name = "none")]
     Bare,
@@ -32,6 +34,7 @@ pub(crate) fn enter(asked: Isolation) -> Result<Entered, Failure> {
         Isolation::Root => Some(Tier::Root),
         Isolation::Ranges => Some(Tier::Ranges),
         Isolation::SingleId => Some(Tier::SingleId),
+        Isolation::Chroot => Some(Tier::Chroot),
         Isolation::Bare => Some(Tier::Bare),
     };
     let entered = rootless::enter(wanted.unwrap_or(Tier::Root))
@@ -58,6 +61,9 @@ pub(crate) fn remark(entered: &Entered) -> Option<String> {
         Tier::Root | Tier::Ranges => return None,
         Tier::SingleId => {
             "steps have one user id: files cannot belong to other users, and programs that change the user fail"
+        }
+        Tier::Chroot => {
+            "steps are in a chroot alone: they share this machine's network and processes, have no /proc and /sys, and copies in place of mounts"
         }
         Tier::Bare => "RUN does not work here",
     };

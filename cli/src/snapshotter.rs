@@ -23,6 +23,8 @@ pub(crate) enum Snapshotter {
 #[derive(Debug, Default)]
 pub(crate) struct Chosen {
     asked: Snapshotter,
+    /// There are no mounts.
+    chroot: bool,
     missing: OnceLock<Option<String>>,
     /// What a step found out.
     refused: OnceLock<String>,
@@ -30,8 +32,8 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
-    pub(crate) fn new(asked: Snapshotter) -> Self {
-        Self { asked, ..Self::default() }
+    pub(crate) fn new(asked: Snapshotter, chroot: bool) -> Self {
+        Self { asked, chroot, ..Self::default() }
     }
 
     /// The snapshotter of the next step in a store, and the line that is told with the first copy.
@@ -39,7 +41,10 @@ impl Chosen {
     /// # Errors
     /// Overlay was asked for by name and is not possible here: why.
     pub(crate) fn next(&self, store: &Path) -> Result<(spec::Snapshotter, Option<String>), String> {
-        if self.asked == Snapshotter::Copy {
+        if self.chroot && self.asked == Snapshotter::Overlay {
+            return Err("steps are in a chroot, without mounts".to_owned());
+        }
+        if self.chroot || self.asked == Snapshotter::Copy {
             return Ok((spec::Snapshotter::Copy, None));
         }
         let missing = self.missing.get_or_init(|| overlay_missing(store)).as_ref();
@@ -73,13 +78,13 @@ mod tests {
     #[test]
     fn overlay_is_given_up_once_and_told_once() {
         let shm = Path::new("/dev/shm");
-        let auto = Chosen::new(Snapshotter::Auto);
+        let auto = Chosen::new(Snapshotter::Auto, false);
         assert_eq!(auto.next(shm), Ok((spec::Snapshotter::Overlay, None)));
         assert!(auto.refused("not here"));
         let line = "note: steps run in copies of their files (not here)\n".to_owned();
         assert_eq!(auto.next(shm), Ok((spec::Snapshotter::Copy, Some(line))));
         assert_eq!(auto.next(shm), Ok((spec::Snapshotter::Copy, None)));
-        let named = Chosen::new(Snapshotter::Overlay);
+        let named = Chosen::new(Snapshotter::Overlay, false);
         assert!(!named.refused("not here"), "never silently something else");
         assert_eq!(named.next(shm), Err("not here".to_owned()));
     }

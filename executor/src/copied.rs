@@ -7,7 +7,7 @@
 //! overlay separates them as well when one of them is written to (its documentation, "Non-standard behavior").
 
 mod difference;
-mod expand;
+pub(crate) mod expand;
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 
 use kiln_cache::{FileKind, Root, Stat};
 
+use crate::chroot::Places;
 use crate::mounts;
 use crate::rootfs::context;
-use crate::spec::{MountSource, RunSpec};
+use crate::spec::{MountSource, MountSpec, RunSpec};
 use crate::trust;
 
 pub(crate) use difference::Before;
@@ -28,6 +29,8 @@ pub(crate) use difference::Before;
 pub(crate) struct Copied {
     root: Root,
     before: Before,
+    /// What is there in place of mounts.
+    places: Option<Places>,
 }
 
 /// Where the copy of a step's files is: its root.
@@ -51,6 +54,9 @@ impl Copied {
         for file in ["/etc/resolv.conf", "/etc/hosts"] {
             mounts::stub(&bottom, Path::new(file), false)?;
         }
+        let is_cache = |mount: &MountSpec| matches!(&mount.source, MountSource::Folder { folder, read_only: false, .. } if folder.starts_with(&spec.store));
+        let mut caches: Vec<MountSpec> =
+            spec.mounts.iter().filter(|mount| is_cache(mount)).cloned().collect();
         for (number, mount) in spec.mounts.iter_mut().enumerate() {
             let own = spec.work.join(format!("mount-{number}"));
             if let Some(is_directory) = prepare(&mut mount.source, &own)? {
@@ -70,8 +76,10 @@ impl Copied {
         let copied = expand::expand(&layers, &root);
         context(|| "copy the files of the step".to_owned(), copied)?;
         root.chmod(Path::new(""), Stat::of(fs::File::open(&spec.upper)?)?.mode)?;
+        caches.retain(|cache| spec.mounts.contains(cache));
+        let places = spec.in_chroot().then(|| Places::make(&root, &spec, &caches)).transpose()?;
         let before = Before::of(&root)?;
-        Ok((Self { root, before }, spec))
+        Ok((Self { root, before, places }, spec))
     }
 
     /// Moves what has changed to the upper directory, and removes the copy. Nothing of the step runs.
@@ -80,8 +88,13 @@ impl Copied {
     /// What the disk says; the upper directory is incomplete then.
     pub(crate) fn finish(self, spec: &RunSpec) -> io::Result<()> {
         let upper = Root::open(&spec.upper)?;
-        let moved = difference::take(&self.root, &self.before, &upper);
+        let moved = difference::take(&self.root, &self.before, &upper, |path| {
+            self.places.as_ref().is_some_and(|places| places.hide(path))
+        });
         context(|| "compare the files of the step".to_owned(), moved)?;
+        if let Some(places) = &self.places {
+            context(|| "keep what is in caches".to_owned(), places.keep_caches(&self.root))?;
+        }
         let work = Root::open(&spec.work)?;
         for item in work.read_dir(Path::new(""))? {
             // What cannot be removed goes with the draft.

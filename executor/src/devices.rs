@@ -12,7 +12,7 @@ use rustix::fs::{FileType, fstat, major, makedev, minor};
 use crate::rootfs::{self, context};
 
 /// Device nodes: name, major, minor (runc's `AllowedDevices`).
-const DEVICES: &[(&str, u32, u32)] = &[
+pub(crate) const DEVICES: &[(&str, u32, u32)] = &[
     ("null", 1, 3),
     ("zero", 1, 5),
     ("full", 1, 7),

@@ -9,7 +9,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::chown;
 use std::path::Path;
 
@@ -32,7 +32,7 @@ use crate::spec::{Limit, RunSpec, Snapshotter, Stack, Streams};
 use crate::stdio::Ends;
 use crate::sys::process::{self, Side};
 use crate::user::{self, User};
-use crate::{capability, copied, etc, init_program, insecure, mounts, net, trust};
+use crate::{capability, chroot, copied, etc, init_program, insecure, mounts, net, trust};
 
 /// Open files of a step: soft and hard limit.
 const NOFILE_SOFT: u64 = 1024;
@@ -181,25 +181,10 @@ struct Host {
 fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<(Side, Host)> {
     die_with(handles.builder)?;
     process::reset_signals()?;
-    if let Some(group) = &handles.group {
-        context(|| "enter the control group".to_owned(), group.enter())?;
-    }
-    nix::unistd::setsid()?;
-    umask(Mode::from_bits_truncate(0o022));
-    nix::unistd::dup2_stdin(&handles.ends.stdin)?;
-    nix::unistd::dup2_stdout(&handles.ends.stdout)?;
-    nix::unistd::dup2_stderr(&handles.ends.stderr)?;
     let namespace = handles.namespace.map(|namespace| namespace.fd.as_raw_fd());
     let network = handles.network.namespace().map(AsRawFd::as_raw_fd);
-    let keep: Vec<_> = [handles.report.as_raw_fd(), handles.program.as_raw_fd()]
-        .into_iter()
-        .chain(namespace)
-        .chain(network)
-        .collect();
-    process::close_others(&keep)?;
-    process::new_session_keyring();
-    raise_limits(&spec.limits)?;
-    context(|| "set the OOM score".to_owned(), unprotect())?;
+    let keep: Vec<_> = namespace.into_iter().chain(network).collect();
+    detach(spec, handles, &keep)?;
     context(|| "make a mount namespace".to_owned(), unshare(CloneFlags::CLONE_NEWNS))?;
     let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
@@ -223,6 +208,25 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<(Side, Hos
     }
     context(|| "make namespaces".to_owned(), unshare(flags))?;
     Ok((process::fork()?, host))
+}
+
+/// Gives up what a step has of the builder's process: control group, session, terminal, descriptors (but
+/// `keep`), keyring.
+pub(crate) fn detach(spec: &RunSpec, handles: &Handles<'_>, keep: &[RawFd]) -> io::Result<()> {
+    if let Some(group) = &handles.group {
+        context(|| "enter the control group".to_owned(), group.enter())?;
+    }
+    nix::unistd::setsid()?;
+    umask(Mode::from_bits_truncate(0o022));
+    nix::unistd::dup2_stdin(&handles.ends.stdin)?;
+    nix::unistd::dup2_stdout(&handles.ends.stdout)?;
+    nix::unistd::dup2_stderr(&handles.ends.stderr)?;
+    let own = [handles.report.as_raw_fd(), handles.program.as_raw_fd()];
+    let keep: Vec<_> = own.iter().chain(keep).copied().collect();
+    process::close_others(&keep)?;
+    process::new_session_keyring();
+    raise_limits(&spec.limits)?;
+    context(|| "set the OOM score".to_owned(), unprotect())
 }
 
 /// Enters the step's user namespace, as its root.
@@ -302,7 +306,7 @@ fn wait_for(init: Pid) -> i32 {
 }
 
 /// Tells the builder how it ended; gives the exit status of the telling process.
-fn report(handles: &Handles<'_>, report: &Report) -> i32 {
+pub(crate) fn report(handles: &Handles<'_>, report: &Report) -> i32 {
     let line = format!("{}\n", report.line().replace('\n', " "));
     match rustix::io::write(&handles.report, line.as_bytes()) {
         Ok(_) => 0,
@@ -321,7 +325,7 @@ fn inner(spec: &RunSpec, handles: &Handles<'_>, host: &Host) -> i32 {
     report(handles, &outcome)
 }
 
-enum Failed {
+pub(crate) enum Failed {
     Io(io::Error),
     Overlay(io::Error),
     User(String),
@@ -425,7 +429,7 @@ fn loopback_up() -> io::Result<()> {
     crate::sys::network::interface_up("lo")
 }
 
-fn find_user(spec: &str) -> Result<User, Failed> {
+pub(crate) fn find_user(spec: &str) -> Result<User, Failed> {
     let text = |path: &str| match fs::metadata(path) {
         Ok(found) if found.is_file() && found.len() <= 10 << 20 => fs::read(path)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
@@ -437,7 +441,7 @@ fn find_user(spec: &str) -> Result<User, Failed> {
 }
 
 /// HOME comes from the image's passwd file, unless it is set (runc's rule).
-fn environment(spec: &RunSpec, user: &User) -> Vec<(String, String)> {
+pub(crate) fn environment(spec: &RunSpec, user: &User) -> Vec<(String, String)> {
     let mut env = spec.env.clone();
     if spec.ca_certs.is_some() {
         trust::add_variables(&mut env);
@@ -451,7 +455,7 @@ fn environment(spec: &RunSpec, user: &User) -> Vec<(String, String)> {
 }
 
 /// Made where it is missing, for the step's user; symbolic links stay inside the root by now.
-fn working_directory(cwd: &Path, user: &User) -> io::Result<()> {
+pub(crate) fn working_directory(cwd: &Path, user: &User) -> io::Result<()> {
     let mut missing = Vec::new();
     let mut path = cwd;
     while fs::symlink_metadata(path).is_err() {
@@ -514,7 +518,7 @@ fn become_init(
 }
 
 /// In the command's process: gives up what a step may not have, then executes. Returns only on failure.
-fn become_command(
+pub(crate) fn become_command(
     spec: &RunSpec,
     handles: &Handles<'_>,
     user: &User,
@@ -555,13 +559,16 @@ fn give_up(spec: &RunSpec, handles: &Handles<'_>, user: &User) -> io::Result<()>
     }
     if spec.insecure {
         insecure::keep_capabilities()?;
+    } else if spec.in_chroot() {
+        capability::bound_in_chroot();
     } else {
         capability::bound()?;
     }
+    let filtered = !spec.in_chroot() || chroot::may_filter(user.uid == 0)?;
     if spec.no_new_privileges {
         nix::sys::prctl::set_no_new_privs()?;
     }
-    if let Some(filter) = handles.filter {
+    if let Some(filter) = handles.filter.filter(|_| filtered) {
         context(|| "load the system call filter".to_owned(), filter.load())?;
     }
     let groups = user.groups.iter().chain(&spec.groups).copied();
@@ -573,7 +580,7 @@ fn give_up(spec: &RunSpec, handles: &Handles<'_>, user: &User) -> io::Result<()>
     if spec.insecure {
         insecure::raise_capabilities()?;
     } else {
-        capability::restrict(user.uid == 0)?;
+        capability::restrict(user.uid == 0, spec.in_chroot())?;
     }
     rustix::io::fcntl_setfd(&handles.report, rustix::io::FdFlags::CLOEXEC)?;
     Ok(())

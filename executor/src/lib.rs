@@ -10,6 +10,7 @@ mod capability;
 pub mod cgroup;
 pub mod check;
 pub mod chmod;
+mod chroot;
 mod copied;
 pub mod copy;
 mod devices;

@@ -137,7 +137,7 @@ fn overlay_part(stack: &Stack, source: &Path, read_only: bool, own: &Path) -> io
 }
 
 /// A path below a root, symbolic links resolved as if the root were `/`.
-pub(crate) fn inside(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn inside(root: &impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
     let flags = OFlags::PATH | OFlags::CLOEXEC;

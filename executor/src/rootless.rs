@@ -24,6 +24,8 @@ use crate::sys::process::{self, Side};
 pub enum Tier {
     /// No namespace can be made: RUN is refused, everything else works as far as the user may.
     Bare,
+    /// Neither namespaces nor mounts: steps are in a chroot.
+    Chroot,
     /// A user namespace with one id.
     SingleId,
     /// A user namespace with ranges of ids.
@@ -38,6 +40,7 @@ impl fmt::Display for Tier {
             Self::Root => "root",
             Self::Ranges => "ranges",
             Self::SingleId => "single-id",
+            Self::Chroot => "chroot",
             Self::Bare => "none",
         })
     }
@@ -61,6 +64,9 @@ pub fn enter(most: Tier) -> io::Result<Entered> {
     if most == Tier::Bare {
         return entered(Tier::Bare, Vec::new());
     }
+    if most == Tier::Chroot {
+        return Ok(without_namespaces("needs root with CAP_SYS_CHROOT, in a container".to_owned()));
+    }
     let root = nix::unistd::geteuid().is_root();
     let admin = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN);
     if most == Tier::Root && root && admin.map_err(io::Error::other)? {
@@ -82,8 +88,16 @@ pub fn enter(most: Tier) -> io::Result<Entered> {
             };
             entered(Tier::SingleId, vec![format!("only one user id: {why}")])
         }
-        Err(error) => entered(Tier::Bare, vec![forbidden(&error)]),
+        Err(error) => Ok(without_namespaces(forbidden(&error))),
     }
+}
+
+/// What is left without them, and why it is not more.
+fn without_namespaces(why: String) -> Entered {
+    let able = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let root = nix::unistd::geteuid().is_root();
+    let tier = if root && able(Capability::CAP_SYS_CHROOT) { Tier::Chroot } else { Tier::Bare };
+    Entered { tier, remarks: vec![why] }
 }
 
 /// Why a user namespace cannot be made, and what would allow it.

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::cancel::Cancel;
 use crate::cgroup::{Group, Hit};
+use crate::chroot;
 use crate::copied::Copied;
 use crate::ids::{self, Namespace};
 use crate::init::{self, Handles, Joined, Report};
@@ -93,6 +94,9 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
 
 /// Runs a step whose files are there.
 fn carry_out(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, RunError> {
+    if let Some(why) = chroot::refusal(spec).filter(|_| spec.in_chroot()) {
+        return Err(RunError::Sandbox(why.to_owned()));
+    }
     let group = group(spec)?;
     let (ends, pipes) = stdio::open(spec.streams)?;
     let (answer, report) = pipe()?;
@@ -108,6 +112,7 @@ fn carry_out(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit,
         group,
     };
     let child = match process::fork()? {
+        Side::Child if spec.in_chroot() => chroot::outer(spec, &handles),
         Side::Child => init::outer(spec, &handles),
         Side::Parent(child) => child,
     };
@@ -115,14 +120,18 @@ fn carry_out(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit,
     let (group, _network) = handles.release();
     let terminal = spec.streams == Streams::Terminal;
     let typing = terminal.then(|| Typing::begin(&pipes.out)).transpose()?;
+    let end = if spec.in_chroot() { chroot::END } else { Signal::SIGKILL };
     let drained = stdio::drain(&pipes, log, cancel, spec.grace, |signal| {
         // It is not reaped yet, so the number is still its own; it may have ended already.
-        let _ended = kill(child, signal);
+        let _ended = kill(child, if signal == Signal::SIGKILL { end } else { signal });
     });
     if drained.is_err() {
-        let _ended = kill(child, Signal::SIGKILL);
+        let _ended = kill(child, end);
     }
     reap(child);
+    if spec.in_chroot() {
+        chroot::sweep(&spec.work);
+    }
     drop(typing);
     drained?;
     let answer = read_all(&answer)?;
@@ -153,6 +162,7 @@ fn filter(spec: &RunSpec) -> io::Result<Option<&Filter>> {
 /// The network; that of the machine where no other can be made ([`crate::net::missing`]).
 fn network(spec: &RunSpec) -> Result<Joined, RunError> {
     match spec.network {
+        _ if spec.in_chroot() => Ok(Joined::Host),
         Network::None => Ok(Joined::New),
         Network::Host => Ok(Joined::Host),
         Network::Default if net::missing().is_some() => Ok(Joined::Host),
@@ -164,7 +174,7 @@ fn network(spec: &RunSpec) -> Result<Joined, RunError> {
 
 /// The user namespace, where the step has its own.
 fn namespace(spec: &RunSpec) -> Result<Option<&'static Namespace>, RunError> {
-    if spec.insecure || !spec.own_ids {
+    if spec.insecure || spec.in_chroot() || !spec.own_ids {
         return Ok(None);
     }
     let made = ids::namespace(&spec.store);

@@ -164,9 +164,21 @@ pub enum Snapshotter {
     Copy,
 }
 
+/// What is around a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Enclosure {
+    /// Namespaces, in which everything is mounted anew.
+    #[default]
+    Namespaces,
+    /// Its root, entered by chroot(2), which has to be a copy.
+    Chroot,
+}
+
 /// One RUN.
 #[derive(Clone, Debug)]
 pub struct RunSpec {
+    /// What is around the step.
+    pub enclosure: Enclosure,
     /// How the root is made.
     pub snapshotter: Snapshotter,
     /// What the step starts from.
@@ -225,6 +237,11 @@ pub struct RunSpec {
 }
 
 impl RunSpec {
+    /// Whether there are neither namespaces nor mounts.
+    pub(crate) fn in_chroot(&self) -> bool {
+        self.enclosure == Enclosure::Chroot
+    }
+
     /// Whether the step asks for a way to this machine's services.
     pub(crate) fn reaches_host(&self) -> bool {
         self.hosts.iter().any(|(_, address)| *address == HostAddress::Gateway)

@@ -21,7 +21,8 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
         return Err(Failure::environment("the tier is not known"));
     };
     let _store = open_store(settings)?;
-    let findings = if entered.tier == Tier::Bare { Vec::new() } else { check::all(&settings.root) };
+    let findings =
+        if entered.tier <= Tier::Chroot { Vec::new() } else { check::all(&settings.root) };
     if options.json {
         let findings: Vec<_> = findings
             .iter()
@@ -53,6 +54,7 @@ fn meaning(tier: Tier) -> &'static str {
         Tier::Root => "steps run in user namespaces of their own, made by root",
         Tier::Ranges => "builder and steps run in user namespaces with ranges of ids",
         Tier::SingleId => "builder and steps run in user namespaces with one id",
+        Tier::Chroot => "steps are in a chroot: no namespaces, no mounts, no network of their own",
         Tier::Bare => "no namespaces: RUN does not work here",
     }
 }

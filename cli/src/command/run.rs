@@ -121,6 +121,7 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
     let scratch = draft.work_path().with_file_name("scratch");
     std::fs::create_dir_all(&scratch).map_err(|e| Failure::io("make", scratch.display(), &e))?;
     let mut spec = RunSpec {
+        enclosure: sandbox.enclosure,
         snapshotter: sandbox.snapshotter(store.path(), &Remarks).map_err(refused)?,
         base: Stack::new(layers.iter().map(|id| store.layer_path(id)).collect()),
         upper: draft.fs_path().to_owned(),

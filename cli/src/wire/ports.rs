@@ -51,7 +51,7 @@ impl Wire<'_> {
 
     /// Whether a step needs a network of its own, and if so, whether one has to reach this machine.
     fn needs_network(&self) -> Option<bool> {
-        if self.sandbox.is_offline() {
+        if self.sandbox.is_offline() || self.sandbox.in_chroot() {
             return None;
         }
         self.graph.ids().find_map(|id| match &self.graph.node(id).op {

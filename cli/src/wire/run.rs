@@ -151,6 +151,7 @@ fn specification(
     };
     context.sandbox.check_network(network, log)?;
     Ok(RunSpec {
+        enclosure: context.sandbox.enclosure,
         snapshotter: context.sandbox.snapshotter(context.store.path(), log)?,
         base: stack(context.store, step.base),
         upper: draft.fs_path().to_owned(),

@@ -10,8 +10,9 @@ use std::time::Duration;
 use kiln_executor::cgroup;
 use kiln_executor::check::shares_proc;
 use kiln_executor::net;
+use kiln_executor::rootless::Tier;
 use kiln_executor::run::own_ids_missing;
-use kiln_executor::spec::{Network, Resources, Snapshotter, SystemCalls};
+use kiln_executor::spec::{Enclosure, Network, Resources, Snapshotter, SystemCalls};
 use kiln_executor::trust::CaCerts;
 use kiln_parser::lower::Allowed;
 use kiln_parser::platform::Platform;
@@ -51,6 +52,8 @@ pub(crate) struct Sandbox {
     system_calls: Option<SystemCalls>,
     networks: Networks,
     files: Chosen,
+    /// What is around steps.
+    pub(crate) enclosure: Enclosure,
     told: AtomicBool,
     host_ids: bool,
     /// Why no step can run here.
@@ -88,7 +91,11 @@ impl Sandbox {
         let mut sandbox = Self { resources, dns, grace, networks, ..Self::default() };
         let configured = settings.config.ca_certs.as_deref();
         sandbox.ca_certs = ca_certs::read(options.ca_certs.as_deref(), configured)?;
-        sandbox.files = Chosen::new(settings.snapshotter);
+        let tier = settings.isolation.as_ref().map(|entered| entered.tier);
+        if tier == Some(Tier::Chroot) {
+            sandbox.enclosure = Enclosure::Chroot;
+        }
+        sandbox.files = Chosen::new(settings.snapshotter, sandbox.in_chroot());
         sandbox.host_ids = options.userns == UserNamespace::Host;
         sandbox.forbidden = settings.isolation.as_ref().and_then(isolation::forbidden);
         if !resources.is_unbounded() {
@@ -98,6 +105,11 @@ impl Sandbox {
             sandbox.secure(option, allowed)?;
         }
         Ok(sandbox)
+    }
+
+    /// Whether steps have neither namespaces nor mounts.
+    pub(crate) fn in_chroot(&self) -> bool {
+        self.enclosure == Enclosure::Chroot
     }
 
     /// `--security-opt`.
@@ -150,7 +162,7 @@ impl Sandbox {
 
     /// Says once that steps see the processes of the container that the builder is in.
     fn remark_on_proc(&self, log: &dyn Log) {
-        if !self.told_proc.swap(true, Ordering::Relaxed) && shares_proc() {
+        if !self.told_proc.swap(true, Ordering::Relaxed) && !self.in_chroot() && shares_proc() {
             log.write(Stream::Err, b"note: steps see this container's /proc (kiln doctor)\n");
         }
     }
@@ -158,7 +170,7 @@ impl Sandbox {
     /// Whether a step gets ids of its own. Where the kernel forbids that, root's steps have root's ids,
     /// and that is said once; others do not get here (`--isolation`).
     pub(crate) fn own_ids(&self, store: &Path, log: &dyn Log) -> bool {
-        if self.host_ids {
+        if self.host_ids || self.in_chroot() {
             return false;
         }
         let Some(why) = own_ids_missing(store) else { return true };
@@ -207,7 +219,12 @@ impl Sandbox {
         if network != Network::Default || self.told.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let Some(why) = net::missing() else { return Ok(()) };
+        let missing = if self.in_chroot() {
+            Some("steps are in a chroot".to_owned())
+        } else {
+            net::missing()
+        };
+        let Some(why) = missing else { return Ok(()) };
         if self.networks == Networks::Own {
             return Err(StepError {
                 kind: Kind::Environment,
@@ -215,7 +232,8 @@ impl Sandbox {
                 help: Some(why),
             });
         }
-        if !self.told.swap(true, Ordering::Relaxed) {
+        // Of a chroot the build has said so.
+        if !self.in_chroot() && !self.told.swap(true, Ordering::Relaxed) {
             let line = format!("note: steps share this machine's network ({why})\n");
             log.write(Stream::Err, line.as_bytes());
         }

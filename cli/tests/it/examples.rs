@@ -46,7 +46,7 @@ fn ask(port: u16) -> Option<String> {
 }
 
 /// podman with a storage of its own, which needs no network.
-fn podman(world: &World, args: &[&str]) -> Said {
+pub(crate) fn podman(world: &World, args: &[&str]) -> Said {
     let mut command = std::process::Command::new("podman");
     command.args([
         "--root",
@@ -142,4 +142,29 @@ fn the_python_service_runs() {
 #[test]
 fn the_node_service_runs() {
     example("node");
+}
+
+/// Root of a container without CAP_SYS_ADMIN, with podman's filter of system calls.
+#[test]
+fn the_c_service_is_built_in_a_container_of_podman() {
+    let world = World::new();
+    let mount = |from: PathBuf, to: &str| format!("{}:{to}:ro", text(&from));
+    let volumes = [
+        mount(crate::env::kiln(), "/usr/local/bin/kiln"),
+        mount(base(), "/debian.tar"),
+        mount(repository().join("examples/c-service"), "/project"),
+    ];
+    podman(&world, &["import", &text(&base()), "base"]).ok();
+    let mut args = vec!["run", "--rm", "--network", "host", "-e", "KILN_ROOT=/store"];
+    // As above: podman's own limits need a right that the test may lack.
+    args.extend(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]);
+    args.extend(volumes.iter().flat_map(|volume| ["-v", volume]));
+    let script = "kiln doctor && kiln import /debian.tar debian:bookworm && \
+        kiln build --progress plain -t service /project && \
+        kiln run --entrypoint /bin/sh service -c 'test -x /usr/local/bin/server && id -un'";
+    args.extend(["base", "sh", "-c", script]);
+    let said = podman(&world, &args).ok();
+    assert!(said.out.starts_with("tier: "), "{}", said.out);
+    assert!(said.err.contains("RUN useradd"), "{}", said.err);
+    assert!(said.out.ends_with("\nservice\n"), "{}\n{}", said.out, said.err);
 }

@@ -9,6 +9,7 @@ mod ca_certs;
 mod cache;
 mod caching;
 mod call;
+mod chroot;
 mod crowd;
 mod damage;
 mod delegated;

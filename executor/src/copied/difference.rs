@@ -169,11 +169,17 @@ struct Pending {
     fresh: bool,
 }
 
-/// Moves the difference between a tree and what it was before to an empty upper directory.
+/// Moves the difference between a tree and what it was before to an empty upper directory; what is
+/// hidden is not compared.
 ///
 /// # Errors
 /// What the disk says.
-pub(super) fn take(root: &Root, before: &Before, upper: &Root) -> io::Result<()> {
+pub(super) fn take(
+    root: &Root,
+    before: &Before,
+    upper: &Root,
+    hidden: impl Fn(&Path) -> bool,
+) -> io::Result<()> {
     let mut into = Upper { root, upper, made: HashSet::new(), order: Vec::new() };
     if root.stat(Path::new(""))?.ctime != before.root {
         into.directory(Path::new(""))?;
@@ -185,10 +191,16 @@ pub(super) fn take(root: &Root, before: &Before, upper: &Root) -> io::Result<()>
         let was = was.unwrap_or(&nothing);
         let now = marks(&root.open_dir(&path)?)?;
         for name in was.keys().filter(|name| !now.contains_key(*name)) {
-            into.whiteout(&path.join(name))?;
+            let path = path.join(name);
+            if !hidden(&path) {
+                into.whiteout(&path)?;
+            }
         }
         for (name, mark) in &now {
             let (path, old) = (path.join(name), was.get(name));
+            if hidden(&path) {
+                continue;
+            }
             if mark.kind != FileKind::Directory {
                 if old != Some(mark) {
                     into.take(&path, mark.kind)?;

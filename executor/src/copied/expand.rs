@@ -26,7 +26,7 @@ struct Merged {
 ///
 /// # Errors
 /// What the disk says, with the path.
-pub(super) fn expand(layers: &[Root], into: &Root) -> io::Result<()> {
+pub(crate) fn expand(layers: &[Root], into: &Root) -> io::Result<()> {
     let mut pending = vec![Merged { path: PathBuf::new(), layers: opaque_cut(layers)? }];
     let mut made = Vec::new();
     while let Some(directory) = pending.pop() {

@@ -113,6 +113,12 @@ pub(crate) fn duplicate_to(fd: &OwnedFd, number: RawFd) -> io::Result<()> {
     if result == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether a filter of system calls is on this process: prctl(2), PR_GET_SECCOMP.
+pub(crate) fn has_filter() -> bool {
+    // SAFETY: the call takes no pointers.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) > 0 }
+}
+
 /// Joins a new, empty session keyring, so that the caller's keys are out of reach (keyrings(7)).
 pub(crate) fn new_session_keyring() {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;

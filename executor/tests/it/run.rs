@@ -53,6 +53,7 @@ impl Sandbox {
         };
         let spec = RunSpec {
             snapshotter: Default::default(),
+            enclosure: Default::default(),
             base: Stack { layers: vec![base] },
             upper: made("upper"),
             work: made("work"),
