@@ -16,6 +16,7 @@ mod delegated;
 mod devices;
 mod env;
 mod examples;
+mod faults;
 mod garbage;
 mod history;
 mod hostile;
