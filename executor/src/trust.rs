@@ -10,7 +10,7 @@
 //! - A trust store of Java's ([`java`]).
 //!
 //! A step can still copy a bundle. What was added has a comment around it, by which it is found, and
-//! removed, in the files that the step wrote ([`forget`]).
+//! removed, in the files that the step wrote ([`mod@forget`]).
 
 mod forget;
 mod java;
