@@ -35,7 +35,7 @@ use crate::snapshotter::Snapshotter;
 
 /// Build OCI images from Dockerfiles: one binary, no daemon
 #[derive(Parser, Debug)]
-#[command(name = "kiln", version, about, disable_help_subcommand = true)]
+#[command(name = "kiln", version, about, disable_help_subcommand = true, args_override_self = true)]
 struct CommandLine {
     /// Folder of the store (default: /var/lib/kiln for root, $XDG_DATA_HOME/kiln for others)
     #[arg(long, global = true, value_name = "FOLDER", env = "KILN_ROOT")]

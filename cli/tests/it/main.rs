@@ -29,6 +29,7 @@ mod nat;
 mod networks;
 mod offline;
 mod outputs;
+mod platforms;
 mod probe;
 mod processes;
 mod registry;
