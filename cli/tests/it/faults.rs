@@ -362,6 +362,12 @@ impl Powered {
             assert!(begun.elapsed() < PATIENCE, "the store stays busy");
             std::thread::sleep(Duration::from_millis(20));
         }
+        // Mount namespaces that other tests just made have copies of the mount. While one lives, the file system is
+        // the one that was shut down, whoever mounts it again; with the last one the loop device goes.
+        while !tool("losetup", &["-j", &text(&self.image)]).is_empty() {
+            assert!(begun.elapsed() < PATIENCE, "the disk stays busy");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
