@@ -261,7 +261,7 @@ impl Store {
                 Ok(digest) => self.remove_free_blob(&digest, named).map(taken),
                 Err(_) => Ok(None),
             },
-            UsageKind::CacheMount => self.remove_mount(&row.id).map(taken),
+            UsageKind::CacheMount => self.remove_mount(&row.id, &|_| true).map(taken),
             UsageKind::Context => {
                 self.discard(&[Path::new("contexts").join(&row.id)]).map(|()| taken(true))
             }
@@ -297,8 +297,8 @@ impl Store {
         Ok(orphans)
     }
 
-    /// `named`: the index when it was read for what may not go.
-    fn remove_free_blob(
+    /// Removes a blob that nobody holds or needs. `named`: the index when it was read for what may not go.
+    pub(crate) fn remove_free_blob(
         &self,
         digest: &Digest,
         named: Option<(u64, i64)>,

@@ -68,6 +68,12 @@ impl LayerWriter {
         Self { root, tree: Mutex::new(State { tree, groups: 0 }), owner }
     }
 
+    /// Makes files in a folder that is no layer, by the same rules.
+    #[must_use]
+    pub fn beneath(root: Root) -> Self {
+        Self::new(root)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic between two changes of the tree leaves a tree that says less than the disk: its draft is dropped.
         self.tree.lock().unwrap_or_else(PoisonError::into_inner)

@@ -108,6 +108,6 @@ impl Store {
     /// # Errors
     /// When the disk or the database fails.
     pub fn remove_cache_mount(&self, folder: &str) -> Result<bool, StoreError> {
-        self.remove_mount(folder)
+        self.remove_mount(folder, &|_| true)
     }
 }

@@ -70,7 +70,7 @@ fn lock_place(dir: &str) -> PathBuf {
     Path::new("locks").join(format!("mount-{dir}"))
 }
 
-fn hash(request: &CacheMountRequest) -> String {
+pub(crate) fn hash(request: &CacheMountRequest) -> String {
     let CacheMountRequest { id, base, mode, uid, gid, sharing: _, user: _ } = request;
     let mut hasher = blake3::Hasher::new_derive_key("kiln 2026-11 name of a cache mount v1");
     let text = serde_json::to_vec(&(id, base, mode, uid, gid)).expect("it can be written as JSON");
@@ -137,7 +137,7 @@ impl Store {
     }
 
     /// The folders that belong to a hash, oldest first.
-    fn mount_dirs(&self, hash: &str) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn mount_dirs(&self, hash: &str) -> Result<Vec<String>, StoreError> {
         self.db().read("look up a cache mount", |connection| {
             let query = "SELECT dir FROM mounts WHERE dir > ?1 AND dir < ?2 AND id != ''
                          ORDER BY dir";
@@ -243,12 +243,20 @@ impl Store {
         })
     }
 
-    /// Removes a cache mount that nobody uses; false when somebody does.
-    pub(crate) fn remove_mount(&self, dir: &str) -> Result<bool, StoreError> {
+    /// Removes a cache mount that nobody uses, and of which `what` says yes (it is asked when nobody can get it any
+    /// more); false when it stays.
+    pub(crate) fn remove_mount(
+        &self,
+        dir: &str,
+        what: &dyn Fn(&Root) -> bool,
+    ) -> Result<bool, StoreError> {
         let place = Path::new("mounts").join(dir);
         let path = self.path().join(&place);
         let lock = self.mount_lock(dir, false).map_err(failed("lock the cache mount", &path))?;
         let Some(_lock) = lock else { return Ok(false) };
+        if self.root().open_dir(&place).is_ok_and(|root| !what(&root)) {
+            return Ok(false);
+        }
         self.db().write("forget a cache mount", |transaction| {
             for table in ["mounts", "mount_users", "mount_sizes"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE dir = ?1"), [dir])?;

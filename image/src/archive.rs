@@ -18,6 +18,7 @@ mod writer;
 
 use std::io;
 
+pub(crate) use compress::FrameCompressor;
 pub use compress::{Compression, CompressionError};
 pub use decompress::{Decompress, Format};
 pub use reader::{ArchiveEntry, ArchiveReader, ArchivedKind, Attributes, Content};

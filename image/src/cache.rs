@@ -3,11 +3,14 @@
 //! A cache is an index ([`index`], a small document that is fetched first) and the archives of layers that it names. Where
 //! they are is a [`Backend`]'s matter: [`registry`] and [`local`] are two, and another store is another implementation of
 //! the same five functions. [`fetch`] brings a layer from there into the store, and takes nothing that is not what the
-//! index says.
+//! index says. What is in RUN cache mounts can be there, too ([`mount`]): [`pack`] writes it, [`fill`] reads it.
 
 pub mod fetch;
+pub mod fill;
 pub mod index;
 pub mod local;
+pub mod mount;
+pub mod pack;
 pub mod registry;
 
 use std::io::{self, Read};
@@ -55,6 +58,14 @@ pub enum CacheError {
         digest: Digest,
         /// What is wrong.
         reason: &'static str,
+    },
+    /// What is not as it should be of a cache mount.
+    #[error("`{digest}` is damaged: {reason}")]
+    Mount {
+        /// The blob.
+        digest: Digest,
+        /// What is wrong.
+        reason: String,
     },
     /// A blob or a file cannot be read or written.
     #[error("cannot {operation} `{what}`: {source}")]

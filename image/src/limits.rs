@@ -15,6 +15,9 @@ pub const CONFIG_BYTES: u64 = 8 << 20;
 /// Largest index of a cache, in bytes: some 100,000 steps.
 pub const CACHE_INDEX_BYTES: u64 = 64 << 20;
 
+/// Largest document of a cache mount in a cache, in bytes: about a million files.
+pub const MOUNT_DOCUMENT_BYTES: u64 = 256 << 20;
+
 /// Layers in one image. overlayfs takes 500 lower directories; Docker stops at 127.
 pub const LAYERS: usize = 1024;
 

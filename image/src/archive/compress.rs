@@ -111,14 +111,14 @@ pub enum CompressionError {
 }
 
 /// Compresses frame after frame; one a thread, because its tables are reused.
-pub(super) enum FrameCompressor {
+pub(crate) enum FrameCompressor {
     None,
     Gzip { compressor: Box<Compressor>, stored: Box<Compressor> },
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
 impl FrameCompressor {
-    pub(super) fn new(compression: Compression) -> io::Result<Self> {
+    pub(crate) fn new(compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::None,
             Compression::Gzip(level) => {
@@ -133,7 +133,7 @@ impl FrameCompressor {
     }
 
     /// One frame. Where it does not shrink it is stored.
-    pub(super) fn compress(&mut self, raw: &[u8]) -> io::Result<Vec<u8>> {
+    pub(crate) fn compress(&mut self, raw: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::None => Ok(raw.to_vec()),
             Self::Gzip { compressor, stored } => {

@@ -4,17 +4,19 @@
 //! {"version": 1,
 //!  "layers":    [{"blob": DESCRIPTOR, "diffId": "sha256:…", "content": "…"}],
 //!  "snapshots": [{"image": "sha256:…"}, {"below": 0, "layer": 0}],
-//!  "records":   [{"definition": "…", "content": "…", "snapshot": 1, "own": true, "description": "RUN make", "parts": [], "durationMs": 5}]}
+//!  "records":   [{"definition": "…", "content": "…", "snapshot": 1, "own": true, "description": "RUN make", "parts": [], "durationMs": 5}],
+//!  "mounts":    [{"id": "go-build", "name": "…", "used": 1700000000, "tree": DESCRIPTOR, "contents": DESCRIPTOR, "packs": [DESCRIPTOR]}]}
 //! ```
 //!
 //! A snapshot is one layer on another snapshot: an image's, by its diff id, or one of `layers`. It comes after what it stands
 //! on. A record's result is a snapshot, none for an empty one; `own` says that the topmost layer is its own. In an image
-//! that carries its cache, layers have no `blob`: they are the image's.
+//! that carries its cache, layers have no `blob`: they are the image's. `mounts` may be left out: [`super::mount`].
 
 use kiln_cache::{ContentDigest, Descriptor, DiffId, Key};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::mount::CachedMount;
 use crate::json::{self, DocumentError};
 use crate::limits;
 use crate::manifest::RemoteLayer;
@@ -38,6 +40,9 @@ pub struct CacheIndex {
     pub snapshots: Vec<CacheSnapshot>,
     /// What steps made.
     pub records: Vec<CacheRecord>,
+    /// What is in cache mounts; in no image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<CachedMount>,
 }
 
 /// A layer that a step made.
@@ -115,6 +120,7 @@ impl CacheIndex {
     /// As [`Self::parse`].
     pub fn of_image(value: &Value, image: &[RemoteLayer]) -> Result<Self, DocumentError> {
         let mut index = Self::read(value)?;
+        index.mounts.clear();
         for layer in &mut index.layers {
             let found = image.iter().find(|known| known.diff_id == layer.diff_id);
             let found = found.ok_or_else(|| {
@@ -170,10 +176,11 @@ impl CacheIndex {
         serde_json::to_value(index).expect("an index has a JSON form")
     }
 
-    /// The archives of its layers.
+    /// The archives of its layers, and what there is of cache mounts.
     pub(super) fn blobs(&self) -> Vec<Descriptor> {
         let mut seen = std::collections::BTreeSet::new();
-        let blobs = self.layers.iter().filter_map(|layer| layer.blob.clone());
+        let blobs = self.layers.iter().filter_map(|layer| layer.blob.as_ref());
+        let blobs = blobs.chain(self.mounts.iter().flat_map(CachedMount::blobs)).cloned();
         blobs.filter(|blob| seen.insert(blob.digest.clone())).collect()
     }
 
