@@ -78,7 +78,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         settings.offline,
     ));
     let imports = Imports::new(&store, &caches.from, settings, &cancel)?;
-    let exports = Exports::new(&store, caches.to, settings)?;
+    let exports = Exports::new(&store, caches.to, settings, &interrupted)?;
     let engine = Engine {
         options,
         store: &store,

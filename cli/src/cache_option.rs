@@ -58,6 +58,8 @@ pub(crate) enum Mode {
 pub(crate) struct CacheFrom {
     /// Where it is.
     pub(crate) place: Place,
+    /// Ids of cache mounts that may be filled from it.
+    pub(crate) mounts: Vec<String>,
 }
 
 /// One `--cache-to`.
@@ -73,10 +75,12 @@ pub(crate) struct CacheTo {
     pub(crate) form: Form,
     /// That it cannot be written is no failure.
     pub(crate) ignore_error: bool,
+    /// Ids of cache mounts that go into it.
+    pub(crate) mounts: Vec<String>,
 }
 
-const FROM_KEYS: [&str; 6] = ["type", "ref", "registry.insecure", "src", "tag", "digest"];
-const TO_KEYS: [&str; 11] = [
+const FROM_KEYS: [&str; 7] = ["type", "ref", "registry.insecure", "src", "tag", "digest", "mounts"];
+const TO_KEYS: [&str; 12] = [
     "type",
     "ref",
     "registry.insecure",
@@ -88,7 +92,10 @@ const TO_KEYS: [&str; 11] = [
     "image-manifest",
     "oci-mediatypes",
     "ignore-error",
+    "mounts",
 ];
+
+const MOUNTS: &str = "mounts";
 
 /// One option's fields.
 struct Fields<'a> {
@@ -100,7 +107,7 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn parse(option: &'static str, text: &'a str, known: &[&str]) -> Result<Self, Failure> {
         let fields = csv::fields(text);
-        let fields = Self { option, text, fields: fields.map_err(|e| bad(option, text, &e))? };
+        let mut fields = Self { option, text, fields: fields.map_err(|e| bad(option, text, &e))? };
         if let [only] = fields.fields.as_slice()
             && only.value.is_none()
         {
@@ -110,6 +117,14 @@ impl<'a> Fields<'a> {
             };
             let long = vec![field("type", "registry"), field("ref", &only.key)];
             return Ok(Self { fields: long, ..fields });
+        }
+        let mut in_list = false;
+        for field in &mut fields.fields {
+            // `mounts=a,b`: nothing else may stand without a value, so that it goes on.
+            if field.value.is_none() && in_list && !known.contains(&field.key.as_str()) {
+                field.value = Some(std::mem::replace(&mut field.key, MOUNTS.to_owned()));
+            }
+            in_list = field.key == MOUNTS;
         }
         for field in &fields.fields {
             if field.value.is_none() {
@@ -126,6 +141,24 @@ impl<'a> Fields<'a> {
     fn get(&self, key: &str) -> Option<&str> {
         let found = self.fields.iter().rev().find(|field| field.key == key);
         found.and_then(|field| field.value.as_deref())
+    }
+
+    /// The ids of `mounts`, which may be given several times, and be several.
+    fn mounts(&self) -> Result<Vec<String>, Failure> {
+        let mut ids: Vec<String> = Vec::new();
+        for list in self.fields.iter().filter(|field| field.key == MOUNTS) {
+            for id in list.value.iter().flat_map(|list| list.split([',', ';'])).map(str::trim) {
+                if id.is_empty() {
+                    return Err(self
+                        .bad("`mounts` names an empty id")
+                        .hint("`kiln cache mounts` lists ids; for example mounts=go-build,npm"));
+                }
+                if !ids.iter().any(|known| known == id) {
+                    ids.push(id.to_owned());
+                }
+            }
+        }
+        Ok(ids)
     }
 
     fn required(&self, key: &str) -> Result<&str, Failure> {
@@ -184,7 +217,7 @@ impl CacheFrom {
             Place::Inline => Err(fields
                 .bad("an inline cache is imported from its image")
                 .hint("name the image: --cache-from type=registry,ref=IMAGE")),
-            place => Ok(Self { place }),
+            place => Ok(Self { place, mounts: fields.mounts()? }),
         }
     }
 }
@@ -212,8 +245,15 @@ impl CacheTo {
             Some("max") => Mode::Max,
             Some(other) => return Err(fields.bad(&format!("unknown mode `{other}`: min or max"))),
         };
+        let mounts = fields.mounts()?;
+        if matches!(place, Place::Inline) && !mounts.is_empty() {
+            return Err(fields
+                .bad("an image does not carry cache mounts")
+                .hint("mounts= needs type=registry or type=local"));
+        }
         Ok(Self {
             mode,
+            mounts,
             compression: compression(&fields)?,
             form: form(&fields)?,
             ignore_error: fields.boolean("ignore-error", false)?,
@@ -284,6 +324,31 @@ mod tests {
         assert_eq!(form("oci-mediatypes=false").expect("valid").form, Form::DockerList);
         let max = form("mode=max,compression=zstd,ignore-error=true").expect("valid");
         assert!(max.ignore_error && max.mode == Mode::Max);
+    }
+
+    #[test]
+    fn cache_mounts_are_listed() {
+        for text in [
+            "type=local,dest=d,mounts=go-build,npm,/root/.cache,mode=max",
+            "type=local,dest=d,\"mounts=go-build,npm,/root/.cache\",mode=max",
+            "type=local,dest=d,mounts=go-build;npm; /root/.cache,mode=max",
+            "mounts=go-build,type=local,mounts=npm,dest=d,mode=max,mounts=/root/.cache,npm",
+        ] {
+            let to = CacheTo::parse(text).expect(text);
+            assert_eq!(to.mounts, ["go-build", "npm", "/root/.cache"], "{text}");
+            assert_eq!(to.mode, Mode::Max, "{text}");
+        }
+        let from = CacheFrom::parse("type=registry,ref=user/app:cache,mounts=a=b,c");
+        assert_eq!(from.expect("valid").mounts, ["a=b", "c"]);
+        for (text, word) in [
+            ("type=local,dest=d,mounts=a,mode", "`mode` must be a key=value pair"),
+            ("type=local,dest=d,mode=max,a", "`a` must be a key=value pair"),
+            ("type=local,dest=d,mounts=", "empty id"),
+            ("type=inline,mounts=a", "does not carry cache mounts"),
+        ] {
+            let error = CacheTo::parse(text).expect_err(text).to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
     }
 
     #[test]

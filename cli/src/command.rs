@@ -213,7 +213,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// `12.3MB`, in units of 1000 as Docker prints sizes.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {
         if value < 1000.0 {

@@ -68,6 +68,7 @@ pub(super) fn act(
         devices: engine.devices,
         sandbox: engine.sandbox,
         cancel: engine.cancel,
+        imports: None,
     };
     if let Err(error) = debug::shell(&context, engine.images, failed, &[], &Through) {
         print_error(&format!("{error}\n"));

@@ -236,11 +236,11 @@ pub(crate) struct ExecutionOptions {
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
 
-    /// Cache of other machines to read: REF, type=registry,ref=REF or type=local,src=FOLDER
+    /// Cache of other machines to read: REF, type=registry,ref=REF or type=local,src=FOLDER; [,mounts=ID,ID]
     #[arg(long, value_name = "SPEC")]
     pub(crate) cache_from: Vec<String>,
 
-    /// Cache for other machines to write: REF, type=registry,ref=REF, type=local,dest=FOLDER or type=inline; [,mode=min|max][,…]
+    /// Cache for other machines to write: REF, type=registry,ref=REF, type=local,dest=FOLDER or type=inline; [,mode=min|max][,mounts=ID,ID][,…]
     #[arg(long, value_name = "SPEC")]
     pub(crate) cache_to: Vec<String>,
 

@@ -60,6 +60,7 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
         devices: &devices,
         sandbox: &sandbox,
         cancel: &cancel,
+        imports: None,
     };
     let exit = debug::shell(&context, &images, &failed, &options.command, &Through)?;
     ended(Ok(exit), &Resources::default())

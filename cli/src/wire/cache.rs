@@ -1,8 +1,10 @@
 //! `--cache-from`: what other stores' steps made, as the solver sees it. Indexes are read when the store itself has no
 //! answer, layers when something reads their files; whatever is wrong with a cache is one line, and the step runs.
 
+pub(crate) mod bring_mounts;
 mod builder;
 pub(crate) mod export;
+mod send_mounts;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -38,6 +40,8 @@ pub(crate) struct Imports {
 struct Source {
     name: String,
     backend: Box<dyn Backend>,
+    /// Ids of cache mounts that may be filled from it.
+    mounts: Vec<String>,
 }
 
 /// What the indexes say.
@@ -67,6 +71,7 @@ struct State {
     answered: HashSet<(usize, usize)>,
     /// What went wrong.
     told: Vec<String>,
+    mounts: bring_mounts::Seen,
     lease: Option<Arc<Lease>>,
 }
 
@@ -107,7 +112,8 @@ impl Imports {
         for option in options {
             let backend = backend(&option.place, Form::Manifest, settings)?;
             let name = option.place.name();
-            sources.extend(backend.map(|backend| Source { name, backend }));
+            let mounts = option.mounts.clone();
+            sources.extend(backend.map(|backend| Source { name, backend, mounts }));
         }
         let (loaded, state) = (OnceLock::new(), Mutex::default());
         Ok(Self { store: store.clone(), cancel: cancel.clone(), sources, loaded, state })

@@ -106,6 +106,7 @@ impl Ports for Wire<'_> {
                     devices: self.devices,
                     sandbox: self.sandbox,
                     cancel: self.cancel,
+                    imports: Some(self.imports),
                 };
                 if let Err(error) = run::run(&context, step, op, &draft, log) {
                     if error.kind == Kind::Command {

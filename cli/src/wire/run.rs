@@ -15,6 +15,7 @@ use kiln_solver::ports::{Kind, Log, StepError, StepRequest, Stream};
 use kiln_solver::snapshot::Snapshot;
 
 use super::agent::{self, Forwarding};
+use super::cache::Imports;
 use super::devices::Devices;
 use super::foreign;
 use super::pressure;
@@ -31,6 +32,8 @@ pub(crate) struct RunContext<'a> {
     pub(crate) devices: &'a Devices,
     pub(crate) sandbox: &'a Sandbox,
     pub(crate) cancel: &'a Cancel,
+    /// From where new cache mounts are filled.
+    pub(crate) imports: Option<&'a Imports>,
 }
 
 /// What has to stay as long as the step runs.
@@ -137,7 +140,7 @@ fn specification(
 ) -> Result<RunSpec, StepError> {
     let mut env = op.env.as_ref().clone();
     env.extend(op.proxy.iter().filter(|(name, _)| !op.env.iter().any(|(n, _)| n == name)).cloned());
-    let mut mounts = mounts(context, step, op, &mut env, held)?;
+    let mut mounts = mounts(context, step, op, &mut env, held, log)?;
     let given = context.devices.give(&op.devices)?;
     env.extend(given.env);
     mounts.extend(given.mounts);
@@ -302,6 +305,7 @@ fn mounts(
     op: &RunOp,
     env: &mut Vec<(String, String)>,
     held: &mut Held,
+    log: &dyn Log,
 ) -> Result<Vec<MountSpec>, StepError> {
     let mut specs = Vec::new();
     for mount in &op.mounts {
@@ -314,7 +318,7 @@ fn mounts(
                     read_only: *read_only,
                 },
             }),
-            Mount::Cache { .. } => Some(cache(context, step, mount, &mut held.caches)?),
+            Mount::Cache { .. } => Some(cache(context, step, mount, &mut held.caches, log)?),
             Mount::Tmpfs { target, size } => Some(MountSpec {
                 target: target.into(),
                 source: MountSource::Tmpfs { size: *size },
@@ -414,6 +418,7 @@ fn cache(
     step: &StepRequest<'_>,
     mount: &Mount,
     held: &mut Vec<CacheMount>,
+    log: &dyn Log,
 ) -> Result<MountSpec, StepError> {
     let Mount::Cache { id, target, sharing, from, source, owner, read_only, .. } = mount else {
         return Err(StepError::new(Kind::Environment, "not a cache mount"));
@@ -441,8 +446,15 @@ fn cache(
         None => Ok(()),
         Some(snapshot) => super::copy::fill_folder(context.store, snapshot, source, root),
     };
-    let made = context.store.cache_mount(&request, &fill, &|| context.cancel.is_cancelled());
-    let made = made.map_err(StepError::environment)?;
+    let made = match context.imports {
+        // Who wants a step without its cache wants its cache mounts to begin anew, too.
+        Some(imports) => imports.open_mount(&request, step.node.no_cache, &fill, log)?,
+        None => {
+            let cancelled = || context.cancel.is_cancelled();
+            let made = context.store.cache_mount(&request, &fill, &cancelled);
+            made.map_err(StepError::environment)?
+        }
+    };
     let Some(made) = made else { return Err(StepError::new(Kind::Cancelled, "cancelled")) };
     let source = MountSource::Folder {
         folder: made.path().to_owned(),

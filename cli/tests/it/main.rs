@@ -7,6 +7,7 @@ mod attacks;
 mod build;
 mod ca_certs;
 mod cache;
+mod cache_mounts;
 mod caching;
 mod call;
 mod chroot;

@@ -2,7 +2,8 @@
 //! end, whatever that is, the index.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_cache::{Descriptor, DiffId, Digest, Key, LayerId, Record, Store};
 use kiln_image::archive::{ArchiveOptions, is_portable, write_layer};
@@ -12,6 +13,7 @@ use kiln_image::export::InlineCache;
 use kiln_parser::graph::{Graph, NodeId, Op};
 
 use super::builder::{Builder, Part};
+use super::send_mounts::SendMounts;
 use super::{Imports, PARALLEL, backend};
 use crate::cache_option::{CacheTo, Mode};
 use crate::failure::{Failure, chain};
@@ -23,6 +25,8 @@ pub(crate) struct Exports {
     exports: Vec<Export>,
     /// The image carries its cache.
     inline: bool,
+    /// Somebody wants the build to end.
+    interrupted: Arc<AtomicBool>,
 }
 
 /// One of them.
@@ -51,6 +55,7 @@ impl Exports {
         store: &Store,
         options: Vec<CacheTo>,
         settings: &Settings,
+        interrupted: &Arc<AtomicBool>,
     ) -> Result<Self, Failure> {
         let (mut exports, mut inline) = (Vec::new(), false);
         for option in options {
@@ -59,7 +64,7 @@ impl Exports {
                 None => inline = true,
             }
         }
-        Ok(Self { store: store.clone(), exports, inline })
+        Ok(Self { store: store.clone(), exports, inline, interrupted: Arc::clone(interrupted) })
     }
 
     /// Whether layers can be sent before the build is done.
@@ -93,7 +98,8 @@ impl Exports {
         let images = finished.images();
         let mut first = None;
         for export in &self.exports {
-            let result = export.write(&self.store, imports, finished, &records, &images);
+            let known = (records.as_slice(), &images);
+            let result = self.write(export, imports, finished, known, told);
             let Err(error) = result else { continue };
             let name = export.option.place.name();
             let message = format!("cannot export the cache to `{name}`: {}", chain(&error));
@@ -105,6 +111,38 @@ impl Exports {
             }
         }
         first.map_or(Ok(()), Err)
+    }
+
+    fn write(
+        &self,
+        export: &Export,
+        imports: &Imports,
+        finished: &Finished<'_>,
+        known: (&[Record], &HashMap<LayerId, DiffId>),
+        told: &mut Vec<String>,
+    ) -> Result<(), CacheError> {
+        let mut builder = export.records(&self.store, imports, finished, known)?;
+        let failed = finished.results.is_none();
+        let carries = !export.option.mounts.is_empty();
+        let before = if failed || carries { export.backend.indexes() } else { Ok(Vec::new()) };
+        let before = before.unwrap_or_default();
+        if failed {
+            // A build that failed knows only a part: what was there before stays.
+            before.iter().for_each(|index| builder.keep(index));
+        }
+        let mut index = builder.finish();
+        if carries {
+            let send = SendMounts {
+                store: &self.store,
+                imports,
+                option: &export.option,
+                backend: export.backend.as_ref(),
+                interrupted: &self.interrupted,
+                before: before.into_iter().flat_map(|index| index.mounts).collect(),
+            };
+            index.mounts = send.send(told)?;
+        }
+        export.backend.put_index(&index)
     }
 
     /// The cache that an image with these layers carries.
@@ -178,14 +216,14 @@ impl Finished<'_> {
 }
 
 impl Export {
-    fn write(
+    /// Sends the layers that are missing; gives what the steps made.
+    fn records(
         &self,
         store: &Store,
         imports: &Imports,
         finished: &Finished<'_>,
-        records: &[Record],
-        images: &HashMap<LayerId, DiffId>,
-    ) -> Result<(), CacheError> {
+        (records, images): (&[Record], &HashMap<LayerId, DiffId>),
+    ) -> Result<Builder, CacheError> {
         let result: Option<HashSet<&LayerId>> =
             finished.results.as_ref().map(|results| results.iter().flatten().collect());
         let wanted = |record: &&Record| match (&result, self.option.mode) {
@@ -206,13 +244,7 @@ impl Export {
             }
         }
         drop(sent);
-        if finished.results.is_none() {
-            // A build that failed knows only a part: what was there before stays.
-            for index in self.backend.indexes().unwrap_or_default() {
-                builder.keep(&index);
-            }
-        }
-        self.backend.put_index(&builder.finish())
+        Ok(builder)
     }
 
     fn send_all(
