@@ -71,6 +71,8 @@ pub(crate) struct CacheTo {
     pub(crate) mode: Mode,
     /// How layers are compressed.
     pub(crate) compression: Compression,
+    /// Those that another cache has otherwise, too.
+    pub(crate) force_compression: bool,
     /// How it is written down.
     pub(crate) form: Form,
     /// That it cannot be written is no failure.
@@ -80,7 +82,7 @@ pub(crate) struct CacheTo {
 }
 
 const FROM_KEYS: [&str; 7] = ["type", "ref", "registry.insecure", "src", "tag", "digest", "mounts"];
-const TO_KEYS: [&str; 12] = [
+const TO_KEYS: [&str; 13] = [
     "type",
     "ref",
     "registry.insecure",
@@ -89,9 +91,28 @@ const TO_KEYS: [&str; 12] = [
     "mode",
     "compression",
     "compression-level",
+    "force-compression",
     "image-manifest",
     "oci-mediatypes",
     "ignore-error",
+    "mounts",
+];
+/// Keys that mean something for one type only.
+const OF_ONE_TYPE: [(&str, &str); 6] = [
+    ("ref", "registry"),
+    ("registry.insecure", "registry"),
+    ("src", "local"),
+    ("dest", "local"),
+    ("tag", "local"),
+    ("digest", "local"),
+];
+/// What a cache in an image has from its image.
+const NOT_INLINE: [&str; 6] = [
+    "compression",
+    "compression-level",
+    "force-compression",
+    "image-manifest",
+    "oci-mediatypes",
     "mounts",
 ];
 
@@ -179,8 +200,29 @@ impl<'a> Fields<'a> {
         bad(self.option, self.text, why)
     }
 
+    /// An option that is accepted does something.
+    fn check_keys(&self, kind: &str) -> Result<(), Failure> {
+        for field in &self.fields {
+            let key = field.key.as_str();
+            let of = OF_ONE_TYPE.iter().find(|(known, _)| *known == key);
+            if let Some((_, of)) = of.filter(|(_, of)| *of != kind) {
+                return Err(self.bad(&format!("`{key}` is a key of type={of}")));
+            }
+            if kind == "inline" && NOT_INLINE.contains(&key) {
+                return Err(self
+                    .bad(&format!("`{key}` has no meaning in an image's own cache"))
+                    .hint("layers are as --output makes them; mounts= needs type=registry or type=local"));
+            }
+        }
+        Ok(())
+    }
+
     fn place(&self, folder: &str) -> Result<Place, Failure> {
-        match self.required("type")? {
+        let kind = self.required("type")?;
+        if ["registry", "local", "inline"].contains(&kind) {
+            self.check_keys(kind)?;
+        }
+        match kind {
             "registry" => {
                 let reference = self.required("ref")?.parse();
                 let reference = reference.map_err(|e| self.bad(&chain(&e)))?;
@@ -245,15 +287,10 @@ impl CacheTo {
             Some("max") => Mode::Max,
             Some(other) => return Err(fields.bad(&format!("unknown mode `{other}`: min or max"))),
         };
-        let mounts = fields.mounts()?;
-        if matches!(place, Place::Inline) && !mounts.is_empty() {
-            return Err(fields
-                .bad("an image does not carry cache mounts")
-                .hint("mounts= needs type=registry or type=local"));
-        }
         Ok(Self {
             mode,
-            mounts,
+            mounts: fields.mounts()?,
+            force_compression: fields.boolean("force-compression", false)?,
             compression: compression(&fields)?,
             form: form(&fields)?,
             ignore_error: fields.boolean("ignore-error", false)?,
@@ -322,8 +359,9 @@ mod tests {
         let form = |rest: &str| CacheTo::parse(&format!("type=local,dest=d,{rest}"));
         assert_eq!(form("image-manifest=false").expect("valid").form, Form::Index);
         assert_eq!(form("oci-mediatypes=false").expect("valid").form, Form::DockerList);
-        let max = form("mode=max,compression=zstd,ignore-error=true").expect("valid");
-        assert!(max.ignore_error && max.mode == Mode::Max);
+        let max = form("mode=max,compression=zstd,force-compression=1,ignore-error=true");
+        let max = max.expect("valid");
+        assert!(max.ignore_error && max.force_compression && max.mode == Mode::Max);
     }
 
     #[test]
@@ -344,7 +382,7 @@ mod tests {
             ("type=local,dest=d,mounts=a,mode", "`mode` must be a key=value pair"),
             ("type=local,dest=d,mode=max,a", "`a` must be a key=value pair"),
             ("type=local,dest=d,mounts=", "empty id"),
-            ("type=inline,mounts=a", "does not carry cache mounts"),
+            ("type=inline,mounts=a", "no meaning in an image's own cache"),
         ] {
             let error = CacheTo::parse(text).expect_err(text).to_string();
             assert!(error.contains(word), "{text}: {error}");
@@ -360,6 +398,10 @@ mod tests {
             ("type=local,mode=max", "`dest` is required"),
             (DIGEST, "under a tag"),
             ("type=inline,mode=max", "layers of its image only"),
+            ("type=local,dest=d,ref=r", "`ref` is a key of type=registry"),
+            ("type=registry,ref=r,dest=d", "`dest` is a key of type=local"),
+            ("type=inline,compression=zstd", "no meaning in an image's own cache"),
+            ("type=local,dest=d,force-compression=2", "non-bool"),
             ("type=local,dest=d,mode=most", "unknown mode"),
             ("type=local,dest=d,compression=xz", "unknown compression"),
             ("type=local,dest=d,compression-level=many", "not a number"),

@@ -172,6 +172,45 @@ fn layers_stay_where_they_are_until_somebody_reads_them() {
     assert_eq!(ran(&again), 0, "{}", again.err);
 }
 
+#[test]
+fn layers_of_another_cache_are_compressed_anew_where_that_is_asked_for() {
+    let place = World::new();
+    let [gzip, zstd, small] = ["gzip", "zstd", "small"].map(|name| text(&place.path(name)));
+    let (_, made) = digest(&world(), &["--cache-to", &format!("type=local,dest={gzip},mode=max")]);
+    let types = |folder: &str| {
+        let [_, manifest, _] = documents(Path::new(folder));
+        let document = fs::read_to_string(manifest).expect("written");
+        let document: serde_json::Value = serde_json::from_str(&document).expect("JSON");
+        let layers = document["layers"].as_array().expect("a list").clone();
+        let kind = |layer: &serde_json::Value| {
+            let kind = layer["mediaType"].as_str().expect("text");
+            kind.rsplit('+').next().expect("a part").to_owned()
+        };
+        layers.iter().map(kind).collect::<std::collections::BTreeSet<_>>()
+    };
+    // Nothing is here but the cache: neither layers nor their archives.
+    let from = format!("type=local,src={gzip}");
+    let to = format!("type=local,dest={small},mode=max,compression=zstd");
+    world().build(&[EPOCH, "--cache-from", &from, "--cache-to", &to]).ok();
+    assert_eq!(types(&small), ["gzip".to_owned()].into(), "it goes on as it is");
+    let to = format!("type=local,dest={zstd},mode=max,compression=zstd,force-compression=true");
+    world().build(&[EPOCH, "--cache-from", &from, "--cache-to", &to]).ok();
+    assert_eq!(types(&zstd), ["zstd".to_owned()].into());
+    let (again, same) = digest(&world(), &["--cache-from", &format!("type=local,src={zstd}")]);
+    assert_eq!((ran(&again), warnings(&again).len(), made), (0, 0, same), "{}", again.err);
+    // A level that is asked for is used.
+    let [fast, best] = ["1", "12"].map(|level| {
+        let folder = place.path(level);
+        let to = format!("type=local,dest={},mode=max,compression-level={level}", text(&folder));
+        world().build(&[EPOCH, "--cache-to", &to]).ok();
+        files(&folder.join("blobs"))
+            .iter()
+            .map(|f| fs::metadata(f).expect("there").len())
+            .sum::<u64>()
+    });
+    assert!(best < fast, "{best} {fast}");
+}
+
 /// The documents of a cache in a folder: `index.json`, the manifest, the index.
 fn documents(folder: &Path) -> [PathBuf; 3] {
     let digest = |path: &Path, key: &str| {

@@ -6,10 +6,11 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_cache::{Descriptor, DiffId, Digest, Key, LayerId, Record, Store};
-use kiln_image::archive::{ArchiveOptions, is_portable, write_layer};
+use kiln_image::archive::{ArchiveOptions, Decompress, compress_archive, is_portable, write_layer};
 use kiln_image::cache::index::CacheLayer;
 use kiln_image::cache::{Backend, CacheError};
 use kiln_image::export::InlineCache;
+use kiln_image::media_type;
 use kiln_parser::graph::{Graph, NodeId, Op};
 
 use super::builder::{Builder, Part};
@@ -281,9 +282,15 @@ impl Export {
         if sent().contains_key(id) {
             return Ok(());
         }
-        let layer = match imports.layer(id) {
+        let elsewhere = imports.layer(id);
+        let layer = match elsewhere.filter(|(_, layer)| self.takes(layer)) {
             Some((source, layer)) if self.pass_on(store, imports, source, layer)? => {
                 Some(layer.clone())
+            }
+            _ if !store.has_layer(id)?
+                && let Some((source, layer)) = elsewhere =>
+            {
+                self.compress_anew(store, imports, source, layer, id)?
             }
             _ if id.is_image() || !store.has_layer(id)? => None,
             _ => self.archive(store, id)?,
@@ -308,6 +315,41 @@ impl Export {
             return Ok(false);
         }
         self.backend.put_blob(store, blob).map(|()| true)
+    }
+
+    /// Whether the archive of another cache is compressed as this one's are to be.
+    fn takes(&self, layer: &CacheLayer) -> bool {
+        let wanted = self.option.compression.media_type();
+        let is = layer.blob.as_ref().map(|blob| media_type::to_oci(&blob.media_type));
+        !self.option.force_compression || is == Some(wanted)
+    }
+
+    /// The same archive, compressed as it is to be here; none where it cannot be had.
+    fn compress_anew(
+        &self,
+        store: &Store,
+        imports: &Imports,
+        source: usize,
+        layer: &CacheLayer,
+        id: &LayerId,
+    ) -> Result<Option<CacheLayer>, CacheError> {
+        let Some(blob) = layer.blob.as_ref().filter(|_| !self.takes(layer)) else {
+            return Ok(None);
+        };
+        if imports.bring_blob(source, blob).is_err() {
+            return Ok(None);
+        }
+        let Some(file) = store.open_blob(&blob.digest)? else { return Ok(None) };
+        let Ok(plain) = Decompress::new(file) else { return Ok(None) };
+        let options =
+            ArchiveOptions { compression: self.option.compression, ..ArchiveOptions::default() };
+        let made = compress_archive(store, id, plain, &options)?;
+        if made.diff_id != layer.diff_id {
+            return Ok(None);
+        }
+        let descriptor = Descriptor::new(&made.media_type, made.digest, made.size);
+        self.backend.put_blob(store, &descriptor)?;
+        Ok(Some(CacheLayer { blob: Some(descriptor), ..layer.clone() }))
     }
 
     fn archive(&self, store: &Store, id: &LayerId) -> Result<Option<CacheLayer>, CacheError> {

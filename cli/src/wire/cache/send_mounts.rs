@@ -136,7 +136,9 @@ impl SendMounts<'_> {
         let there = self.each(&blobs, |blob| self.backend.has_blob(blob));
         let Ok(there) = there else { return Vec::new() };
         let both = packs.into_iter().zip(there);
-        both.filter_map(|(pack, there)| there.then_some(pack)).collect()
+        let there = both.filter_map(|(pack, there)| there.then_some(pack));
+        let (forced, compression) = (self.option.force_compression, self.option.compression);
+        there.filter(|pack| !forced || pack.is_compressed_by(compression)).collect()
     }
 
     /// Sends what was made, and takes it out of the store again.
