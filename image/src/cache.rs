@@ -2,7 +2,7 @@
 //!
 //! A cache is an index ([`index`], a small document that is fetched first) and the archives of layers that it names. Where
 //! they are is a [`Backend`]'s matter: [`registry`] and [`local`] are two, and another store is another implementation of
-//! the same five functions. [`fetch`] brings a layer from there into the store, and takes nothing that is not what the
+//! the same few functions. [`fetch`] brings a layer from there into the store, and takes nothing that is not what the
 //! index says. What is in RUN cache mounts can be there, too ([`mount`]): [`pack`] writes it, [`fill`] reads it.
 
 pub mod fetch;
@@ -110,6 +110,14 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// It is not in the store, or cannot be written.
     fn put_blob(&self, store: &Store, blob: &Descriptor) -> Result<(), CacheError>;
+
+    /// Takes a blob of the store in place of one that may be damaged.
+    ///
+    /// # Errors
+    /// As [`Backend::put_blob`].
+    fn replace_blob(&self, store: &Store, blob: &Descriptor) -> Result<(), CacheError> {
+        self.put_blob(store, blob)
+    }
 
     /// Takes an index, whose blobs are there, in place of the one before.
     ///

@@ -9,7 +9,9 @@ mod send_mounts;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kiln_cache::{ContentDigest, Descriptor, Key, LayerId, Lease, NewRecord, Record, Store};
+use kiln_cache::{
+    ContentDigest, Descriptor, Digest, Key, LayerId, Lease, NewRecord, Record, Store,
+};
 use kiln_executor::cancel::Cancel;
 use kiln_image::cache::fetch::{fetch_blob, fetch_layer};
 use kiln_image::cache::index::{CacheIndex, CacheLayer};
@@ -69,9 +71,12 @@ struct State {
     lost: HashSet<LayerId>,
     /// Records that were given out and are not in the store yet, as (index, record).
     answered: HashSet<(usize, usize)>,
+    /// Blobs that were not what they should be.
+    suspect: HashSet<Digest>,
     /// What went wrong.
     told: Vec<String>,
-    mounts: bring_mounts::Seen,
+    /// Cache mounts that steps used, by their names.
+    used_mounts: HashSet<String>,
     lease: Option<Arc<Lease>>,
 }
 
@@ -260,11 +265,13 @@ impl Imports {
     }
 
     fn lose(&self, id: LayerId, error: &CacheError) {
-        let source = self.layer(&id).map(|(source, _)| self.sources[source].name.as_str());
-        let name = source.unwrap_or("of this store");
+        let layer = self.layer(&id);
+        let name = layer.map_or("of this store", |(source, _)| self.sources[source].name.as_str());
         let line = format!("cache `{name}`: {}; the steps that need it run", chain(error));
         let mut state = self.state();
         state.told.push(line);
+        let blob = layer.and_then(|(_, layer)| layer.blob.as_ref());
+        state.suspect.extend(blob.map(|blob| blob.digest.clone()));
         state.lost.insert(id);
     }
 
@@ -274,6 +281,14 @@ impl Imports {
         let &(index, layer) = loaded.layers.get(id)?;
         let index = &loaded.indexes[index];
         Some((index.source, &index.index.layers[layer]))
+    }
+
+    /// Puts a blob into a cache; one that was found damaged somewhere is not believed to be there.
+    fn put_blob(&self, backend: &dyn Backend, blob: &Descriptor) -> Result<(), CacheError> {
+        if self.state().suspect.contains(&blob.digest) {
+            return backend.replace_blob(&self.store, blob);
+        }
+        backend.put_blob(&self.store, blob)
     }
 
     /// Brings the archive of a layer into the store.

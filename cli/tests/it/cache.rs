@@ -291,6 +291,11 @@ fn what_is_damaged_is_made_again() {
         again.err
     );
     assert!(!warnings(&again).is_empty() && made == same, "{}", again.err);
+    // Who finds it damaged and writes it anew mends it.
+    digest(&world(), &["--cache-from", &from, "--cache-to", &to]);
+    let (mended, same) = digest(&world(), &["--cache-from", &from]);
+    assert_eq!((ran(&mended), warnings(&mended).len()), (0, 0), "{}", mended.err);
+    assert_eq!(made, same);
 
     fs::remove_dir_all(&folder).expect("removed");
     digest(&world(), &["--cache-to", &to]);

@@ -224,6 +224,29 @@ fn damaged_packs_leave_the_mount_empty() {
 }
 
 #[test]
+fn damaged_packs_are_mended() {
+    let place = World::new();
+    let (to, from) = local(&place);
+    let step = |what: &str| {
+        format!(
+            "FROM busybox\nRUN --mount=type=cache,id=go-build,target=/m echo {what}; if [ -e /m/f ]; then echo found=$(cat /m/f); else echo same >/m/f; fi\n"
+        )
+    };
+    world(&step("1")).build(&["--cache-to", &to]).ok();
+    let pack = carried(&place)[0]["packs"][0].clone();
+    let digest = pack["digest"].as_str().expect("a digest").replace(':', "/");
+    let path = place.path("cache/blobs").join(digest);
+    let whole = fs::read(&path).expect("there");
+    fs::write(&path, vec![0; whole.len()]).expect("written");
+    let second = world(&step("2"));
+    let built = second.build(&["--cache-from", &from, "--cache-to", &to]).ok();
+    assert_eq!(warnings(&built).len(), 1, "{}", built.err);
+    assert_eq!(fs::read(&path).expect("there"), whole);
+    let built = world(&step("3")).build(&["--cache-from", &from]).ok();
+    assert!(built.err.contains(" found=same"), "{}", built.err);
+}
+
+#[test]
 fn a_mount_that_somebody_has_alone_is_not_waited_for_for_ever() {
     let place = World::new();
     let (to, from) = local(&place);

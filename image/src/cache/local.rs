@@ -128,9 +128,10 @@ impl Backend for LocalCache {
     }
 
     fn put_blob(&self, store: &Store, blob: &Descriptor) -> Result<(), CacheError> {
-        if self.has_blob(blob)? {
-            return Ok(());
-        }
+        if self.has_blob(blob)? { Ok(()) } else { self.replace_blob(store, blob) }
+    }
+
+    fn replace_blob(&self, store: &Store, blob: &Descriptor) -> Result<(), CacheError> {
         let place = self.place(&blob.digest);
         let missing =
             || failed("read", &store.blob_path(&blob.digest), io::ErrorKind::NotFound.into());

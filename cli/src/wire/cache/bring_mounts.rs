@@ -2,7 +2,6 @@
 //! fetched unless a step that runs uses the mount, and what cannot be had costs time, never a build.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 
@@ -15,15 +14,6 @@ use kiln_solver::ports::{Kind, Log, StepError, Stream};
 use super::Imports;
 use crate::command::size;
 use crate::failure::chain;
-
-/// What the steps of a build had to do with cache mounts, by the mounts' names.
-#[derive(Default)]
-pub(super) struct Seen {
-    /// A step used it.
-    pub(super) used: HashSet<String>,
-    /// It could not be filled from a cache.
-    pub(super) lost: HashSet<String>,
-}
 
 /// A mount as a cache has it.
 struct Carried<'a> {
@@ -45,7 +35,7 @@ impl Imports {
         log: &dyn Log,
     ) -> Result<Option<CacheMount>, StepError> {
         let name = request.name();
-        self.state().mounts.used.insert(name.clone());
+        self.state().used_mounts.insert(name.clone());
         let cancelled = || self.cancel.is_cancelled();
         let carried = if anew { None } else { self.carried(request, &name)? };
         let lock = RefCell::new(None);
@@ -109,6 +99,7 @@ impl Imports {
         let source = &self.sources[carried.source];
         let id = request.shown_id();
         let cancelled = || self.cancel.is_cancelled();
+        let mut suspect = None;
         let line = match fill_mount(source.backend.as_ref(), carried.mount, root, &cancelled) {
             Ok(filled) => {
                 let (files, bytes) = (filled.files, size(filled.bytes));
@@ -119,13 +110,16 @@ impl Imports {
             }
             Err(CacheError::Cancelled) => return Err(io::Error::other("cancelled")),
             Err(error) => {
+                if let CacheError::Mount { digest, .. } = &error {
+                    suspect = Some(digest.clone());
+                }
                 format!("cache `{}` does not fill the mount `{id}`: {}", source.name, chain(&error))
             }
         };
         log.write(Stream::Err, format!("warning: {line}\n").as_bytes());
         let mut state = self.state();
         state.told.push(line);
-        state.mounts.lost.insert(carried.mount.name.clone());
+        state.suspect.extend(suspect);
         drop(state);
         for item in root.read_dir(Path::new(""))? {
             root.remove_all(Path::new(&item.name))?;

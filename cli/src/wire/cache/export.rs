@@ -293,7 +293,7 @@ impl Export {
                 self.compress_anew(store, imports, source, layer, id)?
             }
             _ if id.is_image() || !store.has_layer(id)? => None,
-            _ => self.archive(store, id)?,
+            _ => self.archive(store, imports, id)?,
         };
         sent().insert(id.clone(), layer);
         Ok(())
@@ -352,7 +352,12 @@ impl Export {
         Ok(Some(CacheLayer { blob: Some(descriptor), ..layer.clone() }))
     }
 
-    fn archive(&self, store: &Store, id: &LayerId) -> Result<Option<CacheLayer>, CacheError> {
+    fn archive(
+        &self,
+        store: &Store,
+        imports: &Imports,
+        id: &LayerId,
+    ) -> Result<Option<CacheLayer>, CacheError> {
         let tree = store.layer_tree(id)?;
         if !is_portable(&tree, true) {
             return Ok(None);
@@ -361,7 +366,7 @@ impl Export {
         let options = ArchiveOptions { compression, markers: true, ..ArchiveOptions::default() };
         let blob = write_layer(store, id, &[], &options)?;
         let descriptor = Descriptor::new(&blob.media_type, blob.digest, blob.size);
-        self.backend.put_blob(store, &descriptor)?;
+        imports.put_blob(self.backend.as_ref(), &descriptor)?;
         let (diff_id, content) = (blob.diff_id, tree.content());
         Ok(Some(CacheLayer { blob: Some(descriptor), diff_id, content }))
     }

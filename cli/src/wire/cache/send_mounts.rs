@@ -44,7 +44,7 @@ impl SendMounts<'_> {
         let mut all = Vec::new();
         for mount in self.store.named_mounts(&self.option.mounts)? {
             let before = self.before.iter().find(|before| before.name == mount.name);
-            let used = self.imports.state().mounts.used.contains(&mount.name);
+            let used = self.imports.state().used_mounts.contains(&mount.name);
             if !used && before.is_some_and(|before| before.used >= mount.last_used) {
                 continue;
             }
@@ -120,18 +120,16 @@ impl SendMounts<'_> {
 
     /// The packs that the cache has of mounts with this id, and that are there.
     fn earlier(&self, mount: &NamedMount) -> Vec<Pack> {
-        let state = self.imports.state();
-        let whole = |before: &&CachedMount| {
-            before.id == mount.id && !state.mounts.lost.contains(&before.name)
-        };
-        let mut same: Vec<&CachedMount> = self.before.iter().filter(whole).collect();
+        let mut same: Vec<_> = self.before.iter().filter(|one| one.id == mount.id).collect();
         same.sort_by_key(|before| before.name != mount.name);
-        drop(state);
         let mut packs: Vec<Pack> = Vec::new();
         for before in same {
             // What cannot be read is made anew.
             packs.extend(mount_packs(self.backend, before).unwrap_or_default());
         }
+        let state = self.imports.state();
+        packs.retain(|pack| !state.suspect.contains(&pack.blob.digest));
+        drop(state);
         let blobs: Vec<Descriptor> = packs.iter().map(|pack| pack.blob.clone()).collect();
         let there = self.each(&blobs, |blob| self.backend.has_blob(blob));
         let Ok(there) = there else { return Vec::new() };
@@ -147,7 +145,7 @@ impl SendMounts<'_> {
         mount: &NamedMount,
         (packed, lease): (PackedMount, kiln_cache::Lease),
     ) -> Result<CachedMount, CacheError> {
-        let sent = self.each(&packed.made, |blob| self.backend.put_blob(self.store, blob));
+        let sent = self.each(&packed.made, |blob| self.imports.put_blob(self.backend, blob));
         drop(lease);
         for blob in &packed.made {
             // What stays is garbage, and goes as such.
