@@ -56,6 +56,8 @@ pub(crate) trait View: Send {
     fn status(&mut self, task: &Task, text: &str);
     /// A task is over. A cached task was never started.
     fn ended(&mut self, task: &Task, end: &End);
+    /// Something that the build goes on with, but people should know.
+    fn warning(&mut self, text: &str);
     /// The build is over; nothing is shown afterwards.
     fn finish(&mut self);
 }
@@ -86,7 +88,7 @@ impl LockFree for std::io::Stderr {
     }
 }
 
-/// Shows nothing: `--progress=quiet`.
+/// Shows nothing but warnings: `--progress=quiet`.
 struct Nothing;
 
 impl View for Nothing {
@@ -95,6 +97,9 @@ impl View for Nothing {
     fn missed(&mut self, _: &Task, _: &Why, _: bool) {}
     fn status(&mut self, _: &Task, _: &str) {}
     fn ended(&mut self, _: &Task, _: &End) {}
+    fn warning(&mut self, text: &str) {
+        crate::command::print_error(&format!("warning: {}\n", printable(text.as_bytes())));
+    }
     fn finish(&mut self) {}
 }
 

@@ -94,6 +94,8 @@ impl Engine<'_> {
         let execution = &self.options.execution;
         let view = progress::view(execution.progress, execution.quiet);
         let (events, happenings) = crossbeam_channel::unbounded();
+        let (warns, warnings) = crossbeam_channel::unbounded();
+        self.imports.warn_to(Some(warns));
         let jobs = execution.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get);
         let solve_options = SolveOptions {
             jobs,
@@ -112,11 +114,16 @@ impl Engine<'_> {
                 sender
             });
             let tasks = Tasks::new(graph, view, written, ended);
-            let shown = scope.spawn(move || tasks.follow(&happenings));
+            let warnings = warnings.clone();
+            let shown = scope.spawn(move || tasks.follow(&happenings, &warnings));
             let solved = solve(graph, targets, self.store, &wire, &solve_options);
             drop(solve_options);
             (solved, shown.join())
         });
+        self.imports.warn_to(None);
+        for unseen in warnings.try_iter() {
+            crate::command::print_error(&format!("warning: {unseen}\n"));
+        }
         let mut logs = logs.map_err(|_| Failure::environment("the progress view failed"))?;
         logs.add_failed(wire.kept.take());
         Ok((solved, logs))

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, select};
 use kiln_cache::{Key, LayerId};
 use kiln_parser::graph::{Graph, NodeId};
 use kiln_solver::event::Event;
@@ -77,11 +77,22 @@ impl<'a> Tasks<'a> {
         Self { graph, view, numbers, tails, written, keys, ended }
     }
 
-    /// Shows everything until the solver is done.
-    pub(super) fn follow(mut self, events: &Receiver<Event>) -> Logs {
-        for event in events {
-            self.show(event);
+    /// Shows everything until the solver is done, and warnings where they come.
+    pub(super) fn follow(mut self, events: &Receiver<Event>, warnings: &Receiver<String>) -> Logs {
+        loop {
+            select! {
+                recv(events) -> event => match event {
+                    Ok(event) => self.show(event),
+                    Err(_) => break,
+                },
+                recv(warnings) -> warning => match warning {
+                    Ok(warning) => self.view.warning(&warning),
+                    // Nobody warns any more.
+                    Err(_) => events.iter().for_each(|event| self.show(event)),
+                },
+            }
         }
+        warnings.try_iter().for_each(|warning| self.view.warning(&warning));
         self.view.finish();
         let steps = self.written.map(|written| written.recorder.into_steps()).unwrap_or_default();
         Logs { tails: self.tails, numbers: self.numbers, keys: self.keys, steps }

@@ -123,6 +123,10 @@ impl View for Live {
         }
     }
 
+    fn warning(&mut self, text: &str) {
+        self.print(&format!("warning: {}", printable(text.as_bytes())));
+    }
+
     fn finish(&mut self) {
         if self.screen.clear().is_err() {
             self.screen.set_draw_target(indicatif::ProgressDrawTarget::hidden());

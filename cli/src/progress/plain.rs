@@ -104,6 +104,10 @@ impl View for Plain {
         self.line(task, &text);
     }
 
+    fn warning(&mut self, text: &str) {
+        self.write(&format!("warning: {}\n", printable(text.as_bytes())));
+    }
+
     fn finish(&mut self) {
         if self.out.flush().is_err() {
             self.out = Box::new(std::io::sink());

@@ -69,6 +69,10 @@ impl View for RawJson {
         self.emit(&document);
     }
 
+    fn warning(&mut self, text: &str) {
+        self.emit(&json!({"event": "warning", "text": text}));
+    }
+
     fn finish(&mut self) {
         if self.out.flush().is_err() {
             self.out = Box::new(std::io::sink());

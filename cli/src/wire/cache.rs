@@ -9,6 +9,7 @@ mod send_mounts;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crossbeam_channel::Sender;
 use kiln_cache::{
     ContentDigest, Descriptor, Digest, Key, LayerId, Lease, NewRecord, Record, Store,
 };
@@ -73,8 +74,10 @@ struct State {
     answered: HashSet<(usize, usize)>,
     /// Blobs that were not what they should be.
     suspect: HashSet<Digest>,
-    /// What went wrong.
+    /// What went wrong and nobody was told yet.
     told: Vec<String>,
+    /// Who tells people at once.
+    warns: Option<Sender<String>>,
     /// Cache mounts that steps used, by their names.
     used_mounts: HashSet<String>,
     lease: Option<Arc<Lease>>,
@@ -128,7 +131,12 @@ impl Imports {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What went wrong since the last call, a line each.
+    /// Who is told what goes wrong, from now on; with nobody it is kept.
+    pub(crate) fn warn_to(&self, warns: Option<Sender<String>>) {
+        self.state().warns = warns;
+    }
+
+    /// What went wrong and was not told, a line each.
     pub(crate) fn take_told(&self) -> Vec<String> {
         std::mem::take(&mut self.state().told)
     }
@@ -163,7 +171,7 @@ impl Imports {
 
     fn tell(&self, source: usize, error: &CacheError) {
         let line = format!("cache `{}` is not used: {}", self.sources[source].name, chain(error));
-        self.state().told.push(line);
+        self.state().warn(line);
     }
 
     /// Records under keys, whose layers need not be in the store.
@@ -269,7 +277,7 @@ impl Imports {
         let name = layer.map_or("of this store", |(source, _)| self.sources[source].name.as_str());
         let line = format!("cache `{name}`: {}; the steps that need it run", chain(error));
         let mut state = self.state();
-        state.told.push(line);
+        state.warn(line);
         let blob = layer.and_then(|(_, layer)| layer.blob.as_ref());
         state.suspect.extend(blob.map(|blob| blob.digest.clone()));
         state.lost.insert(id);
@@ -328,6 +336,16 @@ impl Imports {
             }
         }
         Ok(())
+    }
+}
+
+impl State {
+    fn warn(&mut self, line: String) {
+        let unheard = match &self.warns {
+            Some(warns) => warns.send(line).err().map(|unheard| unheard.0),
+            None => Some(line),
+        };
+        self.told.extend(unheard);
     }
 }
 

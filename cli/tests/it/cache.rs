@@ -333,6 +333,25 @@ fn a_layer_with_other_files_is_not_taken() {
 }
 
 #[test]
+fn what_is_wrong_is_told_where_it_happens() {
+    let world = world();
+    let from = "--cache-from=type=local,src=nothing";
+    let built = world.build(&[from]).ok();
+    let place = |text: &str| built.err.find(text).unwrap_or_else(|| panic!("{}", built.err));
+    assert!(place("warning: cache `nothing`") < place(" DONE "), "{}", built.err);
+    let raw = world.kiln(&["build", "--progress=rawjson", "--no-cache", from, "ctx"]).ok();
+    for line in raw.err.lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
+    world.file("a.txt", "other\n");
+    let raw = world.kiln(&["build", "--progress=rawjson", from, "ctx"]).ok();
+    assert!(raw.err.contains(r#""event":"warning""#), "{}", raw.err);
+    world.file("a.txt", "third\n");
+    let quiet = world.kiln(&["build", "--quiet", from, "ctx"]).ok();
+    assert_eq!(warnings(&quiet).len(), 1, "{}", quiet.err);
+}
+
+#[test]
 fn a_cache_that_cannot_be_read_is_one_line() {
     let place = World::new();
     let registry = Registry::start(&place);

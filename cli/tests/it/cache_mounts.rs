@@ -224,6 +224,42 @@ fn damaged_packs_leave_the_mount_empty() {
 }
 
 #[test]
+fn steps_that_come_at_once_all_find_it() {
+    let place = World::new();
+    let (to, from) = local(&place);
+    world(&fills()).build(&["--cache-to", &to]).ok();
+    for sharing in ["shared", "private", "locked"] {
+        let mount = format!("RUN --mount=type=cache,id=go-build,target=/m,sharing={sharing}");
+        let stage = |n: u32| {
+            format!(
+                "FROM busybox AS s{n}\n{mount} : {n}; busybox usleep 300000; ls /m | wc -l >/n{n}\n"
+            )
+        };
+        let copy = |n: u32| format!("COPY --from=s{n} /n{n} /\n");
+        let text: String = (0..4).map(stage).chain(["FROM scratch\n".into()]).collect();
+        let second = world(&(text + &(0..4).map(copy).collect::<String>()));
+        let built = second.build(&["--cache-from", &from, "-o", "out"]).ok();
+        for n in 0..4 {
+            let count = fs::read_to_string(second.path(&format!("out/n{n}"))).expect("made");
+            assert_eq!(count, "63\n", "{sharing} {n}: {}", built.err);
+        }
+        let folders = fs::read_dir(second.path("store/mounts")).expect("a folder").count();
+        assert!(if sharing == "private" { folders > 1 } else { folders == 1 }, "{folders}");
+        assert_eq!(
+            fs::read_dir(second.path("store/locks"))
+                .expect("a folder")
+                .filter(|entry| {
+                    entry
+                        .as_ref()
+                        .is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("key-"))
+                })
+                .count(),
+            0
+        );
+    }
+}
+
+#[test]
 fn damaged_packs_are_mended() {
     let place = World::new();
     let (to, from) = local(&place);

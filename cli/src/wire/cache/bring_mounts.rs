@@ -5,13 +5,13 @@ use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 
-use kiln_cache::{CacheMount, CacheMountRequest, Key, Root};
+use kiln_cache::{CacheMount, CacheMountRequest, Key, Root, Sharing, StoreError};
 use kiln_image::cache::CacheError;
 use kiln_image::cache::fill::fill_mount;
 use kiln_image::cache::mount::CachedMount;
 use kiln_solver::ports::{Kind, Log, StepError, Stream};
 
-use super::Imports;
+use super::{Imports, Source};
 use crate::command::size;
 use crate::failure::chain;
 
@@ -21,9 +21,15 @@ struct Carried<'a> {
     mount: &'a CachedMount,
 }
 
+impl Source {
+    fn names_mount(&self, request: &CacheMountRequest) -> bool {
+        self.mounts.iter().any(|id| id == request.shown_id())
+    }
+}
+
 impl Imports {
-    /// Opens a cache mount for a step, as [`kiln_cache::Store::cache_mount`] does; a new one is filled from a cache, where one has it
-    /// and `anew` is not asked for.
+    /// Opens a cache mount for a step, as [`kiln_cache::Store::cache_mount`] does; a new one is filled from a cache,
+    /// where one has it and `anew` is not asked for.
     ///
     /// # Errors
     /// The store fails, or `fill` does.
@@ -37,46 +43,56 @@ impl Imports {
         let name = request.name();
         self.state().used_mounts.insert(name.clone());
         let cancelled = || self.cancel.is_cancelled();
-        let carried = if anew { None } else { self.carried(request, &name)? };
+        if anew || !self.names_mount(request) {
+            return self.opened(self.store.cache_mount(request, fill, &cancelled));
+        }
+        // What is empty goes, so that it is made anew.
+        self.is_new(request).map_err(StepError::environment)?;
         let lock = RefCell::new(None);
         let fill = |root: &Root| {
-            let Some(carried) = &carried else { return fill(root) };
-            // One process fetches; others find what it has made, and their own is dropped.
-            *lock.borrow_mut() = self.only_one(&name)?;
-            let fetches = lock.borrow().is_some() && self.is_new(request)?;
-            if fetches && self.fill_mount(carried, request, root, log)? {
+            let Some(carried) = self.carried(request, &name) else { return fill(root) };
+            // One fetches; others find what it has made, and their own is dropped. Who comes here again has the lock.
+            let mut lock = lock.borrow_mut();
+            if lock.is_none() {
+                *lock = self.only_one(&name)?;
+            }
+            let fetches = request.sharing == Sharing::Private || self.is_new(request)?;
+            if lock.is_some() && fetches && self.fill_mount(&carried, request, root, log)? {
                 return Ok(());
             }
             fill(root)
         };
-        let opened = self.store.cache_mount(request, &fill, &cancelled);
+        self.opened(self.store.cache_mount(request, &fill, &cancelled))
+    }
+
+    fn opened(
+        &self,
+        opened: Result<Option<CacheMount>, StoreError>,
+    ) -> Result<Option<CacheMount>, StepError> {
         match opened {
-            Err(_) if cancelled() => Err(StepError::new(Kind::Cancelled, "cancelled")),
+            Err(_) if self.cancel.is_cancelled() => {
+                Err(StepError::new(Kind::Cancelled, "cancelled"))
+            }
             opened => opened.map_err(StepError::environment),
         }
     }
 
-    /// What the first of the caches has that may fill this mount; only asked where the mount is new.
-    fn carried(
-        &self,
-        request: &CacheMountRequest,
-        name: &str,
-    ) -> Result<Option<Carried<'_>>, StepError> {
-        let id = request.shown_id();
-        let named = |source: usize| self.sources[source].mounts.iter().any(|known| known == id);
-        if !(0..self.sources.len()).any(named)
-            || !self.is_new(request).map_err(StepError::environment)?
-        {
-            return Ok(None);
-        }
-        let indexes = self.loaded().indexes.iter().filter(|index| named(index.source));
-        let mut found = indexes.filter_map(|index| {
-            let mount = index.index.mounts.iter().find(|mount| mount.name == name)?;
-            Some(Carried { source: index.source, mount })
-        });
-        Ok(found.next())
+    /// Whether a cache may fill this mount.
+    fn names_mount(&self, request: &CacheMountRequest) -> bool {
+        self.sources.iter().any(|source| source.names_mount(request))
     }
 
+    /// What the first of the caches has that may fill this mount.
+    fn carried(&self, request: &CacheMountRequest, name: &str) -> Option<Carried<'_>> {
+        self.loaded().indexes.iter().find_map(|index| {
+            let mut mounts = index.index.mounts.iter();
+            let mount = mounts.find(|mount| mount.name == name)?;
+            let source = index.source;
+            self.sources[source].names_mount(request).then_some(Carried { source, mount })
+        })
+    }
+
+    /// Whether there is no such mount with anything in it.
     fn is_new(&self, request: &CacheMountRequest) -> io::Result<bool> {
         self.store.is_new_mount(request).map_err(io::Error::other)
     }
@@ -116,9 +132,8 @@ impl Imports {
                 format!("cache `{}` does not fill the mount `{id}`: {}", source.name, chain(&error))
             }
         };
-        log.write(Stream::Err, format!("warning: {line}\n").as_bytes());
         let mut state = self.state();
-        state.told.push(line);
+        state.warn(line);
         state.suspect.extend(suspect);
         drop(state);
         for item in root.read_dir(Path::new(""))? {
