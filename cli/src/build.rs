@@ -77,7 +77,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         &cancel,
         settings.offline,
     ));
-    let imports = Imports::new(&store, &caches.from, settings, &cancel)?;
+    let imports = Imports::new(&store, &images, &caches.from, settings, &cancel)?;
     let exports = Exports::new(&store, caches.to, settings, &interrupted)?;
     let engine = Engine {
         options,

@@ -22,6 +22,7 @@ use kiln_image::cache::{Backend, CacheError, Form};
 use kiln_solver::ports::{Kind, StepError};
 use kiln_solver::snapshot::{Snapshot, image_layer_content};
 
+use super::images::{Images, UNPACKED};
 use super::registry;
 use crate::cache_option::{CacheFrom, Place};
 use crate::failure::{Failure, chain};
@@ -33,6 +34,8 @@ const PARALLEL: usize = 4;
 /// The caches that a build reads.
 pub(crate) struct Imports {
     store: Store,
+    /// Whose room is made before something comes.
+    images: Arc<Images>,
     cancel: Cancel,
     sources: Vec<Source>,
     loaded: OnceLock<Loaded>,
@@ -112,6 +115,7 @@ impl Imports {
     /// Docker's configuration file, which holds credentials, is malformed.
     pub(crate) fn new(
         store: &Store,
+        images: &Arc<Images>,
         options: &[CacheFrom],
         settings: &Settings,
         cancel: &Cancel,
@@ -124,7 +128,8 @@ impl Imports {
             sources.extend(backend.map(|backend| Source { name, backend, mounts }));
         }
         let (loaded, state) = (OnceLock::new(), Mutex::default());
-        Ok(Self { store: store.clone(), cancel: cancel.clone(), sources, loaded, state })
+        let (store, images, cancel) = (store.clone(), Arc::clone(images), cancel.clone());
+        Ok(Self { store, images, cancel, sources, loaded, state })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -212,6 +217,12 @@ impl Imports {
             if !self.store.has_layer(id).map_err(StepError::environment)? {
                 missing.push(id);
             }
+        }
+        let archives = missing.iter().filter_map(|id| self.layer(id)?.1.blob.as_ref());
+        let bytes = archives.fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
+        if !missing.is_empty() {
+            let bytes = bytes.saturating_mul(UNPACKED);
+            self.images.room().want(bytes).map_err(StepError::environment)?;
         }
         let next = Mutex::new(missing.iter());
         let results = Mutex::new(Vec::new());

@@ -23,7 +23,7 @@ use crate::failure::{Failure, chain};
 use crate::settings::Settings;
 
 /// An archive and what is in it take about so many times the archive.
-const UNPACKED: u64 = 4;
+pub(super) const UNPACKED: u64 = 4;
 
 /// All images of a build.
 pub(crate) struct Images {

@@ -59,6 +59,42 @@ fn ranges_give_images_their_ids() {
     assert_eq!(again.err.matches(" CACHED").count(), 3, "{}", again.err);
 }
 
+/// Between root, an ordinary user with ranges and one with one id.
+#[test]
+fn cache_mounts_travel_between_users() {
+    let world = world();
+    let mount = "RUN --mount=type=cache,id=go,target=/m";
+    let make = "echo data >/m/f && busybox chown 33:34 /m/f && mkdir /m/d && busybox chown 33 /m/d";
+    world.busybox().file("Dockerfile", &format!("FROM busybox\n{mount} {make}\n"));
+    let spec = |kind: &str, name: &str| {
+        format!(
+            "--cache-{kind}=type=local,{}={name},mounts=go",
+            if kind == "to" { "dest" } else { "src" }
+        )
+    };
+    world.build(&[&spec("to", "by-root")]).ok();
+    let look = format!("FROM busybox\n{mount} cat /m/f && ls -ln /m && touch /m/d/more\n");
+    world.file("Dockerfile", &look);
+    give(&world);
+    for isolation in ["ranges", "single-id"] {
+        let from = spec("from", "by-root");
+        run(&world, &["--isolation", isolation, "import", "busybox.tar", "busybox"]).ok();
+        let built = build(&world, isolation, &[&from, &spec("to", isolation)]);
+        let built = built.ok();
+        assert!(built.err.contains(" data") && !built.err.contains("warning"), "{}", built.err);
+        let owner = if isolation == "ranges" { " 33       34 " } else { " 0        0 " };
+        assert!(built.err.contains(owner), "{isolation}: {}", built.err);
+        tool("rm", &["-rf", &text(&world.path("user-store"))]);
+    }
+    // Back again, with the owners that the user's machine had.
+    let back = World::new();
+    back.busybox().file("Dockerfile", &look.replace("cat", ": && cat"));
+    let from = format!("--cache-from=type=local,src={},mounts=go", text(&world.path("ranges")));
+    let built = back.build(&[&from]).ok();
+    assert!(built.err.contains(" 33       34 "), "{}", built.err);
+    assert!(built.err.contains("2 files"), "{}", built.err);
+}
+
 #[test]
 fn one_id_builds_what_needs_no_other_and_says_so() {
     let world = world();

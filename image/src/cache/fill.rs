@@ -7,7 +7,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use kiln_cache::{ContentDigest, Descriptor, Kind, LayerWriter, Metadata, Root, Tree, Verifier};
+use kiln_cache::{
+    ContentDigest, Descriptor, Kind, LayerWriter, Metadata, Root, StoreError, Tree, Verifier,
+};
 
 use super::mount::{CachedMount, Content, PACK, Pack, read_contents};
 use super::{Backend, CacheError};
@@ -34,7 +36,7 @@ pub fn mount_packs(backend: &dyn Backend, mount: &CachedMount) -> Result<Vec<Pac
     read_contents(&document(backend, &mount.contents)?, &mount.packs)
 }
 
-/// Puts what a cache has of a mount into its empty folder.
+/// Puts what a cache has of a mount into its empty folder; `room` is told how many bytes that takes on the disk.
 ///
 /// # Errors
 /// Something cannot be had, or is not what the index says; what was written until then is left.
@@ -42,6 +44,7 @@ pub fn fill_mount(
     backend: &dyn Backend,
     mount: &CachedMount,
     root: &Root,
+    room: &dyn Fn(u64) -> Result<(), StoreError>,
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<Filled, CacheError> {
     let damaged = |reason: String| CacheError::Mount { digest: mount.tree.digest.clone(), reason };
@@ -52,6 +55,7 @@ pub fn fill_mount(
         return Err(damaged("there is more in it than anybody needs".to_owned()));
     }
     let packs = mount_packs(backend, mount)?;
+    room(tree.disk_size())?;
     let writer = LayerWriter::beneath(root.clone());
     let filling = Filling { backend, root, writer: &writer, cancelled, wanted: Mutex::default() };
     let links = filling.begin(&tree).map_err(damaged)?;
@@ -326,7 +330,7 @@ mod tests {
 
     fn fill(memory: &Memory, mount: &CachedMount, to: &Path) -> Result<Filled, CacheError> {
         fs::create_dir_all(to).unwrap();
-        fill_mount(memory, mount, &Root::open(to).unwrap(), &|| false)
+        fill_mount(memory, mount, &Root::open(to).unwrap(), &|_| Ok(()), &|| false)
     }
 
     #[test]

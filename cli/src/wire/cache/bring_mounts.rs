@@ -116,7 +116,9 @@ impl Imports {
         let id = request.shown_id();
         let cancelled = || self.cancel.is_cancelled();
         let mut suspect = None;
-        let line = match fill_mount(source.backend.as_ref(), carried.mount, root, &cancelled) {
+        let room = |bytes| self.images.room().want(bytes);
+        let filled = fill_mount(source.backend.as_ref(), carried.mount, root, &room, &cancelled);
+        let line = match filled {
             Ok(filled) => {
                 let (files, bytes) = (filled.files, size(filled.bytes));
                 let line =
