@@ -30,7 +30,7 @@ use crate::rootfs::{self, Sys, System, Upper, context};
 use crate::seccomp::Filter;
 use crate::spec::{Limit, RunSpec, Snapshotter, Stack, Streams};
 use crate::stdio::Ends;
-use crate::sys::process::{self, Side};
+use crate::sys::process;
 use crate::user::{self, User};
 use crate::{capability, chroot, copied, etc, init_program, insecure, mounts, net, trust};
 
@@ -164,9 +164,10 @@ impl Report {
 
 /// The first forked process: makes the namespaces, waits for pid 1. Never returns.
 pub(crate) fn outer(spec: &RunSpec, handles: &Handles<'_>) -> ! {
-    let status = match prepare_outer(spec, handles) {
-        Ok((Side::Child, host)) => inner(spec, handles, &host),
-        Ok((Side::Parent(init), _)) => wait_for(init),
+    let begun = prepare_outer(spec, handles)
+        .and_then(|host| process::fork_borrowing(|| inner(spec, handles, &host)));
+    let status = match begun {
+        Ok(init) => wait_for(init),
         Err(error) => report(handles, &Report::Broken(error.to_string())),
     };
     process::exit(status)
@@ -178,7 +179,7 @@ struct Host {
     devices: Devices,
 }
 
-fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<(Side, Host)> {
+fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<Host> {
     die_with(handles.builder)?;
     process::reset_signals()?;
     let namespace = handles.namespace.map(|namespace| namespace.fd.as_raw_fd());
@@ -207,7 +208,7 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<(Side, Hos
         None => {}
     }
     context(|| "make namespaces".to_owned(), unshare(flags))?;
-    Ok((process::fork()?, host))
+    Ok(host)
 }
 
 /// Gives up what a step has of the builder's process: control group, session, terminal, descriptors (but
@@ -485,12 +486,10 @@ pub(crate) fn working_directory(cwd: &Path, user: &User) -> io::Result<()> {
 
 /// Forks the command, becomes the program that reaps until it ends; returns only on failure.
 fn start(spec: &RunSpec, handles: &Handles<'_>, user: &User, env: &[(String, String)]) -> Report {
-    let command = match process::fork() {
-        Ok(Side::Child) => {
-            let failed = become_command(spec, handles, user, env);
-            process::exit(report(handles, &failed))
-        }
-        Ok(Side::Parent(command)) => command,
+    let begun =
+        process::fork_borrowing(|| report(handles, &become_command(spec, handles, user, env)));
+    let command = match begun {
+        Ok(command) => command,
         Err(error) => return Report::Broken(format!("fork: {error}")),
     };
     match become_init(spec, handles, command) {

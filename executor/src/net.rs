@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
@@ -73,9 +73,10 @@ enum Carrier {
     Nat(nat::Link),
 }
 
-/// Why steps cannot have networks of their own here; `None` if they can.
-pub fn missing() -> Option<String> {
-    pasta_missing().filter(|_| !nat::is_possible())
+/// Why steps cannot have networks of their own here; `None` if they can. Looked up once.
+pub fn missing() -> Option<&'static str> {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    MISSING.get_or_init(|| pasta_missing().filter(|_| !nat::is_possible())).as_deref()
 }
 
 fn pasta_missing() -> Option<String> {

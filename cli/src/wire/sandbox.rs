@@ -219,17 +219,13 @@ impl Sandbox {
         if network != Network::Default || self.told.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let missing = if self.in_chroot() {
-            Some("steps are in a chroot".to_owned())
-        } else {
-            net::missing()
-        };
+        let missing = if self.in_chroot() { Some("steps are in a chroot") } else { net::missing() };
         let Some(why) = missing else { return Ok(()) };
         if self.networks == Networks::Own {
             return Err(StepError {
                 kind: Kind::Environment,
                 message: "steps need a network of their own (`strict-network = true`), which cannot be had".to_owned(),
-                help: Some(why),
+                help: Some(why.to_owned()),
             });
         }
         // Of a chroot the build has said so.
