@@ -5,6 +5,7 @@
 //! it is mounted with `userxattr`).
 
 use std::io::{self, Write};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,8 +49,13 @@ pub struct LayerDraft {
     process: Arc<Process>,
     name: PathBuf,
     fs: Root,
-    work: PathBuf,
+    path: PathBuf,
 }
+
+/// What a draft's folder has: the layer's files, overlay's work directory, and where a step's private mounts begin.
+const FS: &str = "fs";
+const WORK: &str = "work";
+const SCRATCH: &str = "scratch";
 
 impl Store {
     /// Begins a layer: an empty root directory (0755) and an empty work directory for overlay beside it.
@@ -58,17 +64,22 @@ impl Store {
     /// When they cannot be made.
     pub fn draft(&self) -> Result<LayerDraft, StoreError> {
         let process = self.process()?;
-        let name = process.fresh();
+        let used = process.used();
+        let is_new = used.is_none();
+        let name = used.unwrap_or_else(|| process.fresh());
         let (dir, path) = (process.dir(), process.dir().path().join(&name));
         let make = || {
-            dir.mkdir(&name, 0o700)?;
-            dir.mkdir(&name.join("fs"), 0o755)?;
-            dir.chmod(&name.join("fs"), 0o755)?;
-            dir.mkdir(&name.join("work"), 0o755)?;
-            dir.open_dir(&name.join("fs"))
+            if is_new {
+                dir.mkdir(&name, 0o700)?;
+                dir.mkdir(&name.join(WORK), 0o755)?;
+            }
+            let fs = name.join(FS);
+            dir.mkdir(&fs, 0o755)?;
+            dir.chmod(&fs, 0o755)?;
+            dir.open_dir(&fs)
         };
         let fs = make().map_err(failed("make", &path))?;
-        Ok(LayerDraft { store: self.clone(), process, fs, work: path.join("work"), name })
+        Ok(LayerDraft { store: self.clone(), process, fs, path, name })
     }
 }
 
@@ -81,8 +92,25 @@ impl LayerDraft {
 
     /// Overlay's work directory.
     #[must_use]
-    pub fn work_path(&self) -> &Path {
-        &self.work
+    pub fn work_path(&self) -> PathBuf {
+        self.path.join(WORK)
+    }
+
+    /// An empty directory, on which a step mounts what is its own.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch_path(&self) -> io::Result<PathBuf> {
+        match self.process.dir().mkdir(&self.name.join(SCRATCH), 0o755) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(self.path.join(SCRATCH)),
+        }
+    }
+
+    /// A path for what else belongs to the draft; it is removed with it.
+    #[must_use]
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 
     /// The layer's files, open.
@@ -134,7 +162,7 @@ impl LayerDraft {
             // Left by a process that died between the renames and the commit, or by an earlier boot.
             root.rename(&place, dir, &self.name.join("old")).map_err(failed("replace", &path))?;
         }
-        dir.rename(&self.name.join("fs"), root, &place).map_err(failed("publish", &path))?;
+        dir.rename(&self.name.join(FS), root, &place).map_err(failed("publish", &path))?;
         self.commit(&id, &tree)?;
         drop(lock);
         let tree = Arc::new(tree);
@@ -163,12 +191,31 @@ impl LayerDraft {
                 .map(|_| ())
         })
     }
+
+    /// Makes the folder what it was when the layer was begun; false if the layer is not published or something else is
+    /// left. File systems look for a free inode the longer the more were removed just before (ext4 passes by each of
+    /// them), so that steps which make and remove folders slow each other down.
+    fn make_new(&self) -> io::Result<bool> {
+        let dir = self.process.dir();
+        if dir.read_dir(&self.name)?.iter().any(|item| item.name != WORK && item.name != SCRATCH) {
+            return Ok(false);
+        }
+        let work = self.name.join(WORK);
+        for item in dir.read_dir(&work)? {
+            dir.remove_all(&work.join(item.name))?;
+        }
+        Ok(true)
+    }
 }
 
 impl Drop for LayerDraft {
     fn drop(&mut self) {
-        // What cannot be removed is swept when this process is dead.
-        let _ = self.process.dir().remove_all(&self.name);
+        if matches!(self.make_new(), Ok(true)) {
+            self.process.give_back(mem::take(&mut self.name));
+        } else {
+            // What cannot be removed is swept when this process is dead.
+            let _ = self.process.dir().remove_all(&self.name);
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -26,6 +27,8 @@ pub(crate) struct Process {
     dir: Root,
     _owner: LockFile,
     next: AtomicU64,
+    /// Folders for things that need one like it.
+    used: Mutex<Vec<PathBuf>>,
 }
 
 /// A file that is only there to be locked. Dropping it unlocks, and does not leave that to closing: a child that was
@@ -92,7 +95,8 @@ impl Process {
         let dir = tmp.open_dir(Path::new(&name))?;
         let owner = LockFile::wait(&dir, Path::new("owner"))?;
         drop(guard);
-        Ok((Self { name, tmp, dir, _owner: owner, next: AtomicU64::new(0) }, dead))
+        let (next, used) = (AtomicU64::new(0), Mutex::default());
+        Ok((Self { name, tmp, dir, _owner: owner, next, used }, dead))
     }
 
     /// The folder's name, which leases carry.
@@ -113,6 +117,16 @@ impl Process {
     /// A new name in the folder.
     pub(crate) fn fresh(&self) -> PathBuf {
         PathBuf::from(self.number().to_string())
+    }
+
+    /// A folder in the folder that [`Process::give_back`] got.
+    pub(crate) fn used(&self) -> Option<PathBuf> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Keeps a folder for the next who needs one like it.
+    pub(crate) fn give_back(&self, name: PathBuf) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).push(name);
     }
 
     /// A new file in the folder.

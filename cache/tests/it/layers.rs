@@ -51,10 +51,9 @@ fn a_layer_is_on_disk_what_its_tree_says() {
     }
     let id = LayerId::random();
     let fs = draft.fs_path().to_owned();
-    let work = draft.work_path().to_owned();
     assert!(!store.has_layer(&id).unwrap());
     let tree = draft.publish(id.clone(), tree).unwrap();
-    assert!(!fs.exists() && !work.exists(), "nothing is left in tmp");
+    assert!(!fs.exists(), "nothing is left in tmp");
     let path = store.layer_path(&id);
     let file = std::fs::symlink_metadata(path.join("a/file")).unwrap();
     assert_eq!((file.mode() & 0o7777, file.uid(), file.gid(), file.nlink()), (0o4711, 1, 2, 2));
@@ -68,6 +67,34 @@ fn a_layer_is_on_disk_what_its_tree_says() {
     assert_eq!(again.layer_tree(&id).unwrap().content(), tree.content());
     assert_eq!(again.layer_content(&id).unwrap(), Some(tree.content()));
     assert_eq!(again.find_layer(&tree.content()).unwrap(), Some(id));
+}
+
+/// What one step leaves in overlay's work directory is nothing to the next.
+#[test]
+fn folders_are_used_again_empty() {
+    let (_dir, store) = store();
+    let mut places = Vec::new();
+    for left in ["work/#1", "incompat/volatile/dirty", "index/0"] {
+        let draft = store.draft().unwrap();
+        let (work, scratch) = (draft.work_path(), draft.scratch_path().unwrap());
+        assert_eq!(std::fs::read_dir(&work).unwrap().count(), 0, "{left}");
+        assert_eq!(std::fs::read_dir(scratch).unwrap().count(), 0, "{left}");
+        assert_eq!(std::fs::read_dir(draft.fs_path()).unwrap().count(), 0, "{left}");
+        std::fs::create_dir_all(work.join(left)).unwrap();
+        places.push(work);
+        let tree = draft.scan().unwrap();
+        draft.publish(LayerId::random(), tree).unwrap();
+    }
+    assert!(places.iter().all(|place| *place == places[0]), "{places:?}");
+    // Of a step that failed, or that left something beside it, nothing is used again.
+    drop(store.draft().unwrap());
+    assert!(!places[0].exists());
+    let draft = store.draft().unwrap();
+    let beside = draft.beside("agents");
+    std::fs::create_dir(&beside).unwrap();
+    let tree = draft.scan().unwrap();
+    draft.publish(LayerId::random(), tree).unwrap();
+    assert!(!beside.exists());
 }
 
 #[test]

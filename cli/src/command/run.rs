@@ -118,14 +118,14 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
         .unwrap_or_default();
     images.materialise(&layers).map_err(|e| Failure::environment(&e.message))?;
     let draft = store.draft().map_err(|e| Failure::environment(chain(&e)))?;
-    let scratch = draft.work_path().with_file_name("scratch");
-    std::fs::create_dir_all(&scratch).map_err(|e| Failure::io("make", scratch.display(), &e))?;
+    let scratch = draft.scratch_path();
+    let scratch = scratch.map_err(|e| Failure::io("make", store.path().display(), &e))?;
     let mut spec = RunSpec {
         enclosure: sandbox.enclosure,
         snapshotter: sandbox.snapshotter(store.path(), &Remarks).map_err(refused)?,
         base: Stack::new(layers.iter().map(|id| store.layer_path(id)).collect()),
         upper: draft.fs_path().to_owned(),
-        work: draft.work_path().to_owned(),
+        work: draft.work_path(),
         store: store.path().to_owned(),
         scratch,
         streams: streams(options),

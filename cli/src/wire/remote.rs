@@ -228,7 +228,7 @@ impl<'a> KnownCommit<'a> {
 
 /// A folder beside a draft, which is removed with it.
 fn git_folder(draft: &LayerDraft) -> Result<PathBuf, StepError> {
-    let folder = draft.work_path().with_file_name("git");
+    let folder = draft.beside("git");
     std::fs::create_dir_all(&folder).map_err(StepError::environment)?;
     Ok(folder)
 }

@@ -46,7 +46,7 @@ struct Held {
 
 impl Held {
     fn beside(draft: &LayerDraft) -> Self {
-        let folder = draft.work_path().with_file_name("agents");
+        let folder = draft.beside("agents");
         Self { folder, caches: Vec::new(), agents: Vec::new() }
     }
 }
@@ -144,8 +144,7 @@ fn specification(
     let given = context.devices.give(&op.devices)?;
     env.extend(given.env);
     mounts.extend(given.mounts);
-    let scratch = draft.work_path().with_file_name("scratch");
-    std::fs::create_dir_all(&scratch).map_err(StepError::environment)?;
+    let scratch = draft.scratch_path().map_err(StepError::environment)?;
     let network = match op.network {
         _ if context.sandbox.is_offline() => spec::Network::None,
         graph::Network::Default => spec::Network::Default,
@@ -158,7 +157,7 @@ fn specification(
         snapshotter: context.sandbox.snapshotter(context.store.path(), log)?,
         base: stack(context.store, step.base),
         upper: draft.fs_path().to_owned(),
-        work: draft.work_path().to_owned(),
+        work: draft.work_path(),
         store: context.store.path().to_owned(),
         scratch,
         streams: Streams::Logged,
