@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::env::{Said, World, text, tool};
+use crate::registry::Registry;
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("cli/ is in the repository").to_owned()
@@ -86,7 +87,8 @@ fn run_and_ask(world: &World, name: &str, service: &str) {
     assert!(answer.contains(&format!("\"{service}\"")), "{answer}");
 }
 
-fn example(service: &str) {
+/// `changed` is a source file, and how many steps may run when it has one more line.
+fn example(service: &str, changed: (&str, usize)) {
     let world = World::new();
     let name = format!("{service}-service");
     let context = text(&repository().join("examples").join(&name));
@@ -98,8 +100,9 @@ fn example(service: &str) {
         args.push(&context);
         world.kiln(&args).ok()
     };
-    let cache = text(&world.path("cache"));
-    let to = format!("type=local,dest={cache},mode=max,compression=zstd");
+    let registry = Registry::start(&world);
+    let cache = format!("{}/cache:{name}", registry.address);
+    let to = format!("type=registry,ref={cache},mode=max,compression=zstd");
     build(&["-o", "type=docker,dest=docker.tar", "-o", "type=oci,dest=oci.tar", "--cache-to", &to]);
     run_and_ask(&world, &name, service);
     let archive = format!("oci-archive:{}", text(&world.path("oci.tar")));
@@ -118,30 +121,45 @@ fn example(service: &str) {
     assert!(!again.err.contains("DONE"), "everything is cached the second time:\n{}", again.err);
     assert!(again.err.contains("CACHED"), "{}", again.err);
 
-    // Another machine has nothing but the cache and the base.
-    let other = World::new();
-    other.kiln(&["import", &text(&base()), "debian:bookworm"]).ok();
-    let from = format!("type=local,src={cache}");
-    let mut args = vec!["build", "--progress", "plain", "-t", &tag, "--cache-from", &from];
-    args.extend(["-o", "type=local,dest=files", &context]);
-    let there = other.kiln(&args).ok();
-    assert!(!there.err.contains("DONE") && !there.err.contains("warning:"), "{}", there.err);
-    assert!(fs::metadata(other.path("files/etc/passwd")).is_ok());
+    // Other machines have nothing but the cache and the base.
+    let elsewhere = |context: &str, outputs: &[&str]| {
+        let other = World::new();
+        other.kiln(&["import", &text(&base()), "debian:bookworm"]).ok();
+        let mut args = vec!["build", "--progress", "plain", "-t", &tag, "--cache-from", &cache];
+        args.extend(outputs);
+        args.push(context);
+        let built = other.kiln(&args).ok();
+        assert!(!built.err.contains("warning:"), "{}", built.err);
+        built.err
+    };
+    let files = text(&world.path("files"));
+    let there = elsewhere(&context, &["-o", &format!("type=local,dest={files}")]);
+    assert!(!there.contains(" DONE "), "{there}");
+    assert!(fs::metadata(world.path("files/etc/passwd")).is_ok());
+    let copy = world.path("changed");
+    tool("cp", &["-r", &context, &text(&copy)]);
+    let (file, may_run) = changed;
+    let mut source = fs::read(copy.join(file)).expect("readable");
+    source.push(b'\n');
+    fs::write(copy.join(file), source).expect("written");
+    let there = elsewhere(&text(&copy), &[]);
+    assert_eq!(there.matches(" DONE ").count(), may_run, "{there}");
 }
 
 #[test]
 fn the_c_service_runs() {
-    example("c");
+    // The program that `make` makes is the same, so that what comes after it is cached.
+    example("c", ("src/server.c", 2));
 }
 
 #[test]
 fn the_python_service_runs() {
-    example("python");
+    example("python", ("app.py", 1));
 }
 
 #[test]
 fn the_node_service_runs() {
-    example("node");
+    example("node", ("server.js", 1));
 }
 
 /// Root of a container without CAP_SYS_ADMIN, with podman's filter of system calls.
