@@ -86,7 +86,7 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         remotes: &remotes,
         imports: &imports,
         exports: &exports,
-        reads_targets: outputs.iter().any(|output| output.kind != OutputKind::CacheOnly),
+        reads_targets: reads_targets(&outputs, &exports),
         secrets: &secrets,
         agents: &agents,
         devices: &devices,
@@ -121,6 +121,12 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
     report::write(options, &names, made.as_ref())?;
     images.room().tidy();
     Ok(())
+}
+
+/// Whether an output needs the files of the result. A registry may have its layers already (`wire/cache/pass.rs`).
+fn reads_targets(outputs: &[Output], exports: &Exports) -> bool {
+    let unread = [OutputKind::CacheOnly, OutputKind::Registry];
+    exports.has_inline() || outputs.iter().any(|output| !unread.contains(&output.kind))
 }
 
 /// What another machine is needed for is not asked for without one.

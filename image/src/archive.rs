@@ -22,7 +22,9 @@ pub(crate) use compress::FrameCompressor;
 pub use compress::{Compression, CompressionError};
 pub use decompress::{Decompress, Format};
 pub use reader::{ArchiveEntry, ArchiveReader, ArchivedKind, Attributes, Content};
-pub use writer::{ArchiveOptions, WriteLayerError, compress_archive, is_portable, write_layer};
+pub use writer::{
+    ArchiveOptions, WriteLayerError, archive_form, compress_archive, is_portable, write_layer,
+};
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -22,7 +22,7 @@ use crate::json::DocumentError;
 
 pub use client::{BlobReader, Document, RegistryClient, RegistrySettings};
 pub use hosts::HostSettings;
-pub use upload::{PushRequest, push};
+pub use upload::{Bring, PushRequest, push};
 
 /// Why a registry did not give or take something.
 #[derive(Debug, thiserror::Error)]

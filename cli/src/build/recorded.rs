@@ -101,9 +101,13 @@ fn run(
     let history = History { current, past: &past, arguments: &arguments };
     let targets = lowering::target_nodes(lowered);
     loop {
+        let lost = engine.imports.lost();
         let (made, outcome) = solve_and_write(engine, work, &history, &targets, document)?;
         // A build that was cached as a whole holds nothing in the store: that would cost more than it. What another
-        // process pruned meanwhile is made again, and held then.
+        // process pruned meanwhile is made again, and held then; so is what a cache had promised, and has not.
+        if made.is_err() && engine.imports.lost() > lost && !engine.cancel.is_cancelled() {
+            continue;
+        }
         if made.is_ok() || outcome.lease.is_some() || !is_pruned(engine, &targets, &outcome)? {
             return made;
         }
@@ -114,7 +118,8 @@ fn run(
 fn is_pruned(engine: &Engine<'_>, targets: &[NodeId], outcome: &Outcome) -> Result<bool, Failure> {
     let snapshots = targets.iter().filter_map(|target| outcome.snapshots.get(target));
     for id in snapshots.flat_map(|snapshot| &snapshot.layers).filter(|id| !id.is_image()) {
-        if !engine.store.has_layer(id).map_err(|e| Failure::environment(chain(&e)))? {
+        let there = engine.store.has_layer(id).map_err(|e| Failure::environment(chain(&e)))?;
+        if !there && !engine.imports.knows(id) {
             return Ok(true);
         }
     }

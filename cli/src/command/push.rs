@@ -1,5 +1,7 @@
 //! `kiln push`.
 
+use std::collections::HashMap;
+
 use clap::Args;
 
 use crate::command::{open_store, print, stored};
@@ -17,6 +19,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure> {
     let store = open_store(settings)?;
     let (name, root) = stored(&store, &options.name)?;
-    push_image(settings, &store, &root, std::slice::from_ref(&name))?;
+    let names = std::slice::from_ref(&name);
+    push_image(settings, &store, &root, names, HashMap::new(), &|_| false)?;
     print(&format!("{name} {}\n", root.digest))
 }

@@ -4,6 +4,7 @@
 pub(crate) mod bring_mounts;
 mod builder;
 pub(crate) mod export;
+mod pass;
 mod send_mounts;
 
 use std::collections::{HashMap, HashSet};
@@ -45,6 +46,7 @@ pub(crate) struct Imports {
 /// One cache.
 struct Source {
     name: String,
+    place: Place,
     backend: Box<dyn Backend>,
     /// Ids of cache mounts that may be filled from it.
     mounts: Vec<String>,
@@ -124,8 +126,8 @@ impl Imports {
         for option in options {
             let backend = backend(&option.place, Form::Manifest, settings)?;
             let name = option.place.name();
-            let mounts = option.mounts.clone();
-            sources.extend(backend.map(|backend| Source { name, backend, mounts }));
+            let (place, mounts) = (option.place.clone(), option.mounts.clone());
+            sources.extend(backend.map(|backend| Source { name, place, backend, mounts }));
         }
         let (loaded, state) = (OnceLock::new(), Mutex::default());
         let (store, images, cancel) = (store.clone(), Arc::clone(images), cancel.clone());

@@ -12,10 +12,12 @@ use kiln_image::export::{
 };
 use kiln_image::export::{docker, local, oci, tar};
 use kiln_image::history::HistoryEntry;
+use kiln_image::manifest::RemoteLayer;
 use kiln_image::tarball;
 use kiln_parser::graph::{Graph, Input, NodeId};
 use kiln_parser::lower::Target;
 use kiln_solver::outcome::Outcome;
+use kiln_solver::ports::Kind;
 use kiln_solver::snapshot::Snapshot;
 
 use super::cache::Imports;
@@ -87,7 +89,8 @@ impl Built<'_> {
                 epoch: target.epoch,
                 rewrite_timestamp: output.rewrite_timestamp.unwrap_or(true),
             };
-            exported.push(self.platform_image(target, &options, &remarks)?);
+            let passed = self.passed(target, output, &options)?;
+            exported.push(self.platform_image(target, &options, &remarks, &passed)?);
         }
         self.join(exported, compression, !output.oci_media_types, &remarks)
     }
@@ -96,14 +99,45 @@ impl Built<'_> {
         self.multi_platform || self.targets.len() > 1
     }
 
+    /// What a registry may have already of the layers that the store has not. Other outputs have had them brought.
+    fn passed(
+        &self,
+        target: &Target,
+        output: &Output,
+        options: &ImageOptions,
+    ) -> Result<HashMap<LayerId, RemoteLayer>, Failure> {
+        if output.kind != OutputKind::Registry {
+            return Ok(HashMap::new());
+        }
+        let (layers, (imports, _)) = (self.snapshot(target).layers, self.caches);
+        // Times that are to be rewritten are in no archive of a cache.
+        let rewritten = options.epoch.is_some() && options.rewrite_timestamp;
+        let passed = if rewritten {
+            imports.bring(&layers).map(|whole| whole.then(HashMap::new))
+        } else {
+            imports.archives(&layers, options.compression)
+        };
+        let passed = passed.map_err(|error| match error.kind {
+            Kind::Cancelled => Failure::interrupted(),
+            _ => Failure::environment(error.message),
+        })?;
+        passed.ok_or_else(|| Failure::environment("a layer is not where a cache had it"))
+    }
+
     fn platform_image(
         &self,
         target: &Target,
         options: &ImageOptions,
         remarks: &[Annotation],
+        passed: &HashMap<LayerId, RemoteLayer>,
     ) -> Result<Exported, Failure> {
         let snapshot = self.snapshot(target);
-        let (config, layers) = self.document(target, &snapshot)?;
+        let (config, mut layers) = self.document(target, &snapshot)?;
+        for layer in &mut layers {
+            if let Some(remote) = passed.get(&layer.id) {
+                layer.remote = Some(remote.clone());
+            }
+        }
         let (imports, exports) = self.caches;
         let finished = Finished { graph: self.graph, keys: self.keys, results: None };
         let spec = ImageSpec {
@@ -215,7 +249,16 @@ impl Built<'_> {
                 docker::write_tar(self.store, &named, tar_output(dest)).map_err(|e| failure(&e))
             }
             (OutputKind::Registry, _) => {
-                super::registry::push_image(self.settings, self.store, &made.root, names)
+                let imports = self.caches.0;
+                let bring = |blob: &Descriptor| imports.bring_archive(blob);
+                super::registry::push_image(
+                    self.settings,
+                    self.store,
+                    &made.root,
+                    names,
+                    imports.repositories(),
+                    &bring,
+                )
             }
             _ => export::store::name(self.store, &named).map_err(|e| failure(&e)),
         }

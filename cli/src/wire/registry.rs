@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
-use kiln_cache::{Descriptor, Store};
+use kiln_cache::{Descriptor, Digest, Store};
 use kiln_image::credential::Credentials;
 use kiln_image::reference::Reference;
-use kiln_image::registry::{PushRequest, RegistryClient, RegistryError, RegistrySettings, push};
+use kiln_image::registry::{
+    Bring, PushRequest, RegistryClient, RegistryError, RegistrySettings, push,
+};
 use kiln_image::source::Sources;
 
 use crate::failure::{Failure, chain};
@@ -54,7 +56,8 @@ fn registry_settings(settings: &Settings) -> RegistrySettings {
     registry
 }
 
-/// Pushes an image of the store under all its names.
+/// Pushes an image of the store under all its names. Blobs that the store has not are mounted from `repositories`, or
+/// brought by `bring`.
 ///
 /// # Errors
 /// No name; a registry does not take it.
@@ -63,6 +66,8 @@ pub(crate) fn push_image(
     store: &Store,
     root: &Descriptor,
     names: &[String],
+    repositories: HashMap<Digest, Reference>,
+    bring: &Bring<'_>,
 ) -> Result<(), Failure> {
     if names.is_empty() {
         return Err(
@@ -74,8 +79,8 @@ pub(crate) fn push_image(
         .map(|name| name.parse::<Reference>().map_err(|e| Failure::usage(chain(&e))))
         .collect::<Result<Vec<_>, _>>()?;
     let request =
-        PushRequest { root: root.clone(), targets, by_digest: false, sources: HashMap::new() };
-    push(sources(settings, store)?.client(), store, &request).map_err(|e| failure(&e))
+        PushRequest { root: root.clone(), targets, by_digest: false, sources: repositories };
+    push(sources(settings, store)?.client(), store, &request, bring).map_err(|e| failure(&e))
 }
 
 /// A registry's answer as an error with a remedy.

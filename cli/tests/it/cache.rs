@@ -211,6 +211,79 @@ fn layers_of_another_cache_are_compressed_anew_where_that_is_asked_for() {
     assert!(best < fast, "{best} {fast}");
 }
 
+/// Blobs of the store that are archives of layers, as far as their first bytes tell.
+fn archives(world: &World) -> usize {
+    let gzip = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes.starts_with(&[0x1f, 0x8b]));
+    files(&world.path("store/blobs")).iter().filter(|path| gzip(path)).count()
+}
+
+/// An image that is only pushed, all of which is cached: the registry has its layers in this repository or in another
+/// one, or the cache is in a folder.
+#[test]
+fn a_push_fetches_no_layer_that_the_registry_has() {
+    let place = World::new();
+    let registry = Registry::start(&place);
+    let name = |name: &str| format!("{}/team/{name}", registry.address);
+    let (cache, folder) = (name("app:cache"), text(&place.path("cache")));
+    let plain = "FROM busybox\nCOPY a.txt /a\nRUN cat /a > /1\nRUN mkdir /d && echo two > /d/2\n";
+    let simple = || {
+        let world = world();
+        world.file("Dockerfile", plain);
+        world
+    };
+    let to = [
+        format!("--cache-to=type=registry,ref={cache},mode=max"),
+        format!("--cache-to=type=local,dest={folder},mode=max"),
+    ];
+    simple().build(&[&to[0], &to[1]]).ok();
+    // How many layers came into a store with nothing but the cache, from which the image is pushed.
+    let push = |world: &World, image: &str, from: &str, more: &[&str]| {
+        let before = archives(world);
+        let output = format!("type=registry,name={}", name(image));
+        let built = world.build(&[&["--cache-from", from, "-o", &output], more].concat()).ok();
+        assert_eq!((ran(&built), warnings(&built).len()), (0, 0), "{}", built.err);
+        archives(world) - before
+    };
+    let check = |image: &str, script: &str| {
+        let other = World::new();
+        other.file("Dockerfile", &format!("FROM {}\nRUN {script}\n", name(image)));
+        other.build(&[]).ok();
+    };
+    let local = format!("type=local,src={folder}");
+    for (image, from, count) in
+        [("app:1", &cache, 0), ("other:1", &cache, 0), ("third:1", &local, 3)]
+    {
+        assert_eq!(push(&simple(), image, from, &[]), count, "{image}");
+        check(image, "grep a /1 && grep two /d/2");
+    }
+    // What is another archive in the image is brought and made.
+    assert!(push(&simple(), "app:2", &cache, &[EPOCH]) >= 3);
+    let store = simple();
+    let output = format!("type=registry,name={},compression=zstd", name("app:3"));
+    store.build(&["--cache-from", &cache, "-o", &output]).ok();
+    assert_eq!(fs::read_dir(store.path("store/layers")).expect("a folder").count(), 4);
+    check("app:3", "grep a /1 && grep two /d/2");
+    let cache = name("full:cache");
+    world().build(&["--cache-to", &format!("type=registry,ref={cache},mode=max")]).ok();
+    push(&world(), "full:1", &cache, &[]);
+    check("full:1", "grep tools /end && grep new /d/n && ! ls /one/gone && ls /one/x");
+
+    // What the folder promises and has not is made by its steps.
+    let documents = documents(Path::new(&folder));
+    for blob in files(&place.path("cache/blobs")) {
+        if !documents.contains(&blob) {
+            fs::remove_file(blob).expect("removed");
+        }
+    }
+    let output = format!("type=registry,name={}", name("fresh:1"));
+    let built = simple().build(&["--cache-from", &local, "-o", &output]).ok();
+    assert!(ran(&built) > 0 && !warnings(&built).is_empty(), "{}", built.err);
+    check("fresh:1", "grep a /1 && grep two /d/2");
+    drop(registry);
+    let failed = simple().build(&["--cache-from", &local, "-o", &output]);
+    assert_eq!(failed.code, 3, "it ends: {}", failed.err);
+}
+
 /// The documents of a cache in a folder: `index.json`, the manifest, the index.
 fn documents(folder: &Path) -> [PathBuf; 3] {
     let digest = |path: &Path, key: &str| {

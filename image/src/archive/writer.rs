@@ -129,6 +129,14 @@ fn archive_name(options: &ArchiveOptions) -> String {
     name
 }
 
+/// Names all that the bytes of a layer's archive depend on besides its tree; none where they depend on the layers
+/// beneath as well.
+#[must_use]
+pub fn archive_form(tree: &Tree, compression: Compression) -> Option<String> {
+    let options = ArchiveOptions { compression, ..ArchiveOptions::default() };
+    (!whiteout::has_opaque(tree)).then(|| archive_name(&options))
+}
+
 /// Whether an archive of the layer gives the same tree when it is unpacked: there are no sockets, no names that mean
 /// deletions, the root directory is as every layer's, and opaque directories are marked.
 #[must_use]

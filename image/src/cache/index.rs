@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! {"version": 1,
-//!  "layers":    [{"blob": DESCRIPTOR, "diffId": "sha256:…", "content": "…"}],
+//!  "layers":    [{"blob": DESCRIPTOR, "diffId": "sha256:…", "content": "…", "form": "gzip-5.v1"}],
 //!  "snapshots": [{"image": "sha256:…"}, {"below": 0, "layer": 0}],
 //!  "records":   [{"definition": "…", "content": "…", "snapshot": 1, "own": true, "description": "RUN make", "parts": [], "durationMs": 5}],
 //!  "mounts":    [{"id": "go-build", "name": "…", "used": 1700000000, "tree": DESCRIPTOR, "contents": DESCRIPTOR, "packs": [DESCRIPTOR]}]}
@@ -56,6 +56,9 @@ pub struct CacheLayer {
     pub diff_id: DiffId,
     /// Content of its tree.
     pub content: ContentDigest,
+    /// How its archive was made, where an image holds the very same: [`crate::archive::archive_form`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub form: Option<String>,
 }
 
 /// One layer on others.
@@ -127,6 +130,7 @@ impl CacheIndex {
                 DocumentError::malformed(WHAT, "it names a layer that the image has not")
             })?;
             layer.blob = Some(found.descriptor.clone());
+            layer.form = None;
         }
         Ok(index)
     }

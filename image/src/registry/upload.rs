@@ -37,7 +37,10 @@ pub struct PushRequest {
     pub sources: HashMap<Digest, Reference>,
 }
 
-/// Pushes an image under all its names.
+/// Brings a blob into the store that a registry has not; says whether it could.
+pub type Bring<'a> = dyn Fn(&Descriptor) -> bool + Sync + 'a;
+
+/// Pushes an image under all its names. What the store has not is asked of `bring`, where the registry has it not.
 ///
 /// # Errors
 /// When something is missing from the store, or a registry does not take it.
@@ -45,6 +48,7 @@ pub fn push(
     client: &RegistryClient,
     store: &Store,
     request: &PushRequest,
+    bring: &Bring<'_>,
 ) -> Result<(), RegistryError> {
     let parts = reachable(store, &request.root).map_err(|error| match error {
         ExportError::MissingBlob(digest) => RegistryError::MissingBlob(digest),
@@ -59,7 +63,7 @@ pub fn push(
             let text = format!("cannot push to the digest `{digest}`: give a tag or a name only");
             return Err(RegistryError::Conflict(text));
         }
-        let upload = Upload::new(client, store, target, request);
+        let upload = Upload::new(client, store, target, request, bring);
         let known = request.targets[..n].iter().any(|earlier| earlier.name() == target.name());
         if !known {
             upload.blobs(&blobs)?;
@@ -99,8 +103,8 @@ pub fn push_blob(
     target: &Reference,
     blob: &Descriptor,
 ) -> Result<(), RegistryError> {
-    let sources = HashMap::new();
-    Upload { store, sources: &sources, repository: Repository::new(client, target) }.blob(blob)
+    let (sources, repository) = (HashMap::new(), Repository::new(client, target));
+    Upload { store, sources: &sources, bring: &|_| false, repository }.blob(blob)
 }
 
 /// Sends a blob that is in memory, unless it is there.
@@ -149,6 +153,7 @@ struct Repository<'a> {
 struct Upload<'a> {
     store: &'a Store,
     sources: &'a HashMap<Digest, Reference>,
+    bring: &'a Bring<'a>,
     repository: Repository<'a>,
 }
 
@@ -158,8 +163,10 @@ impl<'a> Upload<'a> {
         store: &'a Store,
         target: &'a Reference,
         request: &'a PushRequest,
+        bring: &'a Bring<'a>,
     ) -> Self {
-        Self { store, sources: &request.sources, repository: Repository::new(client, target) }
+        let repository = Repository::new(client, target);
+        Self { store, sources: &request.sources, bring, repository }
     }
 
     /// Sends all blobs, a few at once; the first failure ends it.
@@ -200,7 +207,10 @@ impl<'a> Upload<'a> {
             source.registry() == target.registry() && source.repository() != target.repository()
         });
         let Some(location) = repository.start(digest, from)? else { return Ok(()) };
-        let file = self.store.open_blob(digest)?;
+        let file = match self.store.open_blob(digest)? {
+            None if (self.bring)(blob) => self.store.open_blob(digest)?,
+            file => file,
+        };
         let file = file.ok_or_else(|| RegistryError::MissingBlob(digest.clone()))?;
         let sent = repository.content(blob, &file, location);
         // A registry refuses what is not what its digest says; then it is ours that is damaged.

@@ -270,8 +270,8 @@ fn pushed_images_are_whole_and_their_layers_mounted() {
         by_digest: false,
         sources: HashMap::from([(image.layers[0].descriptor.digest.clone(), reference.clone())]),
     };
-    push(sources.client(), &store, &request).unwrap();
-    push(sources.client(), &store, &request).unwrap();
+    push(sources.client(), &store, &request, &|_| false).unwrap();
+    push(sources.client(), &store, &request, &|_| false).unwrap();
     for target in targets {
         let name = format!("docker://{}/{target}", registry.host);
         let raw = run(
@@ -293,7 +293,7 @@ fn pushed_images_are_whole_and_their_layers_mounted() {
         Sources::new(store.clone(), settings, credentials(&registry.host, "user", "secret"));
     let target = format!("{}/chunked/app:1", registry.host).parse().unwrap();
     let request = PushRequest { targets: vec![target], sources: HashMap::new(), ..request };
-    push(chunked.client(), &store, &request).unwrap();
+    push(chunked.client(), &store, &request, &|_| false).unwrap();
     let name = format!("docker://{}/chunked/app:1", registry.host);
     let copy = format!("oci:{}:y", folder.path().join("copy").display());
     run("skopeo", &["copy", "--src-tls-verify=false", "--src-creds=user:secret", &name, &copy]);

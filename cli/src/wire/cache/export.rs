@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_cache::{Descriptor, DiffId, Digest, Key, LayerId, Record, Store};
-use kiln_image::archive::{ArchiveOptions, Decompress, compress_archive, is_portable, write_layer};
+use kiln_image::archive::{
+    ArchiveOptions, Decompress, archive_form, compress_archive, is_portable, write_layer,
+};
 use kiln_image::cache::index::CacheLayer;
 use kiln_image::cache::{Backend, CacheError};
 use kiln_image::export::InlineCache;
@@ -66,6 +68,11 @@ impl Exports {
             }
         }
         Ok(Self { store: store.clone(), exports, inline, interrupted: Arc::clone(interrupted) })
+    }
+
+    /// Whether the image carries its cache.
+    pub(crate) fn has_inline(&self) -> bool {
+        self.inline
     }
 
     /// Whether layers can be sent before the build is done.
@@ -185,7 +192,7 @@ impl Exports {
     fn image_layer(&self, id: &LayerId) -> Option<CacheLayer> {
         let tree = self.store.layer_tree(id).ok()?;
         let diff_id = DiffId(Digest::sha256(id.as_str().as_bytes()));
-        let layer = || CacheLayer { blob: None, diff_id, content: tree.content() };
+        let layer = || CacheLayer { blob: None, diff_id, content: tree.content(), form: None };
         is_portable(&tree, false).then(layer)
     }
 }
@@ -349,7 +356,7 @@ impl Export {
         }
         let descriptor = Descriptor::new(&made.media_type, made.digest, made.size);
         self.backend.put_blob(store, &descriptor)?;
-        Ok(Some(CacheLayer { blob: Some(descriptor), ..layer.clone() }))
+        Ok(Some(CacheLayer { blob: Some(descriptor), form: None, ..layer.clone() }))
     }
 
     fn archive(
@@ -368,6 +375,7 @@ impl Export {
         let descriptor = Descriptor::new(&blob.media_type, blob.digest, blob.size);
         imports.put_blob(self.backend.as_ref(), &descriptor)?;
         let (diff_id, content) = (blob.diff_id, tree.content());
-        Ok(Some(CacheLayer { blob: Some(descriptor), diff_id, content }))
+        let form = archive_form(&tree, compression);
+        Ok(Some(CacheLayer { blob: Some(descriptor), diff_id, content, form }))
     }
 }
