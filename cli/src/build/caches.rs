@@ -9,8 +9,10 @@ use kiln_parser::lower::Lowered;
 use super::engine::Engine;
 use super::options::BuildOptions;
 use crate::cache_option::{CacheFrom, CacheTo, Place};
+use crate::command::print_error;
 use crate::failure::Failure;
 use crate::output::{Output, OutputKind};
+use crate::progress::printable;
 use crate::settings::Settings;
 use crate::wire::cache::export::Finished;
 
@@ -68,16 +70,10 @@ pub(super) fn finish(
         told.push(failure.message().to_owned());
         result = Ok(());
     }
-    tell(engine);
+    told.splice(..0, engine.imports.take_told());
     for line in told {
-        crate::command::print_error(&format!("warning: {line}\n"));
+        // Names of files are the steps'.
+        print_error(&format!("warning: {}\n", printable(line.as_bytes())));
     }
     result
-}
-
-/// Tells what went wrong with the caches that were read.
-fn tell(engine: &Engine<'_>) {
-    for line in engine.imports.take_told() {
-        crate::command::print_error(&format!("warning: {line}\n"));
-    }
 }

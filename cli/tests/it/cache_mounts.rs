@@ -108,6 +108,12 @@ fn mounts_travel_through_a_registry() {
         &format!("type=registry,ref={name},\"mounts=npm,go-build\""),
         &place.path("registry"),
     );
+    let name = format!("{}/team/other:mounts", registry.address);
+    check(
+        &format!("type=registry,ref={name},image-manifest=false,mounts=go-build"),
+        &format!("type=registry,ref={name},mounts=go-build"),
+        &place.path("registry"),
+    );
 }
 
 fn local(place: &World) -> (String, String) {
