@@ -98,12 +98,14 @@ impl Filling<'_> {
         let mut groups: HashMap<u32, PathBuf> = HashMap::new();
         let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         let top = &tree.root().entry().metadata;
+        check_metadata(Path::new("/"), top)?;
         self.writer.directory(Path::new(""), top).map_err(|error| at(Path::new("/"), &error))?;
         for (path, entry) in tree.walk() {
             if path.iter().count() > limits::PATH_DEPTH {
                 return Err("its folders are too deep".to_owned());
             }
             let metadata = &entry.metadata;
+            check_metadata(&path, metadata)?;
             let made = match &entry.kind {
                 Kind::Directory { opaque: false } => self.writer.directory(&path, metadata),
                 Kind::Symlink { target } => self.writer.symlink(&path, metadata, target),
@@ -205,6 +207,14 @@ impl Filling<'_> {
         }
         CacheError::Mount { digest: pack.blob.digest.clone(), reason: error.to_string() }
     }
+}
+
+/// No export writes set-id bits or attributes.
+fn check_metadata(path: &Path, metadata: &Metadata) -> Result<(), String> {
+    if metadata.mode & !0o1777 == 0 && metadata.xattrs.is_empty() {
+        return Ok(());
+    }
+    Err(format!("`{}` has set-id bits or attributes", path.display()))
 }
 
 fn at(path: &Path, error: &io::Error) -> String {
@@ -441,13 +451,25 @@ mod tests {
         foreign.blob.media_type = "text/plain".to_owned();
         let foreign = memory.mount(&tree, &[foreign]);
         refused(&memory, &foreign, "unknown form");
-        // What is no file, and set-id bits that were not there.
+        // What does not travel.
         for kind in [Kind::Fifo, Kind::Whiteout, Kind::CharDevice { major: 1, minor: 3 }] {
             let mut tree = TreeBuilder::new();
             let entry = Entry { kind, metadata: Default::default(), link_group: 0 };
             tree.insert(Path::new("x"), entry);
             let mount = memory.mount(&tree.finish(), &[]);
             refused(&memory, &mount, "neither folder, file nor link");
+        }
+        let mut capable = file(b"data");
+        capable.metadata.xattrs.insert(b"security.capability".to_vec(), vec![1]);
+        let mut set_user = file(b"data");
+        set_user.metadata.mode = 0o4755;
+        let mut set_group = Entry::directory(0o2755);
+        set_group.metadata.uid = 5;
+        for entry in [capable, set_user, set_group] {
+            let mut tree = TreeBuilder::new();
+            tree.insert(Path::new("x"), entry);
+            let mount = memory.mount(&tree.finish(), std::slice::from_ref(&good));
+            refused(&memory, &mount, "set-id bits or attributes");
         }
         // A tree that is damaged, and one that hides what it is behind a digest of something else.
         let mut torn = mount.clone();
