@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
+use crate::checked::is_lost;
 use crate::digest::{Algorithm, Digest, DigestHasher, HashingReader};
 use crate::process::Process;
 use crate::store::{Store, StoreError, failed, now, now_ms};
@@ -139,7 +140,7 @@ impl Store {
     }
 
     /// The size that the database knows, unless the data may have been lost with an earlier boot.
-    fn known_blob(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+    pub(crate) fn known_blob(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         self.db().read("look up a blob", |connection| {
             let query = "SELECT size FROM blobs WHERE digest = ?1 AND (boot IS NULL OR boot = ?2)";
             let mut statement = connection.prepare_cached(query)?;
@@ -165,19 +166,36 @@ impl Store {
                 self.remove_blob(digest)?;
                 return Ok(None);
             }
-            Err(error) => return Err(failed("open", &path)(error)),
+            Err(error) => return self.lost_blob(digest, "open", error),
         };
         let size = file.metadata().map_err(failed("read", &path))?.len();
         if self.known_blob(digest)? == Some(size) {
             return Ok(Some(file));
         }
-        let found = hash_file(file, digest.algorithm()).map_err(failed("read", &path))?;
+        let found = match hash_file(file, digest.algorithm()) {
+            Ok(found) => found,
+            Err(error) => return self.lost_blob(digest, "read", error),
+        };
         if found.digest != *digest {
             self.remove_blob(digest)?;
             return Ok(None);
         }
         self.save_blob(&found)?;
         self.root().open_file(&place).map(Some).map_err(failed("open", &path))
+    }
+
+    /// A blob that the disk has lost is set aside, as a damaged one.
+    pub(crate) fn lost_blob<T>(
+        &self,
+        digest: &Digest,
+        operation: &'static str,
+        error: io::Error,
+    ) -> Result<Option<T>, StoreError> {
+        if !is_lost(&error) {
+            return Err(failed(operation, &self.blob_path(digest))(error));
+        }
+        self.quarantine_blob(digest, &error.to_string())?;
+        Ok(None)
     }
 
     /// Whether the blob is there, whole.
@@ -226,9 +244,9 @@ impl Store {
         let Some(file) = self.open_blob(digest)? else { return Ok(None) };
         let path = self.blob_path(digest);
         let mut bytes = Vec::new();
-        file.take(limit.saturating_add(1))
-            .read_to_end(&mut bytes)
-            .map_err(failed("read", &path))?;
+        if let Err(error) = file.take(limit.saturating_add(1)).read_to_end(&mut bytes) {
+            return self.lost_blob(digest, "read", error);
+        }
         if bytes.len() as u64 > limit {
             let source = io::Error::new(
                 io::ErrorKind::FileTooLarge,

@@ -34,7 +34,9 @@ impl<'a> CheckedFile<'a> {
 
 impl Read for CheckedFile<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
+        let count = self.file.read(buffer).map_err(|error| {
+            unreadable(self.store, self.layer, &self.path.display().to_string(), error)
+        })?;
         self.hasher.update(&buffer[..count]);
         self.size += count as u64;
         let (size, data) = self.expected;
@@ -57,4 +59,22 @@ pub(crate) fn damaged(store: &Store, layer: &LayerId, reason: &str) -> io::Error
     // That it cannot be set aside is found out when it is tried again.
     let _ = store.quarantine_layer(layer, reason);
     io::Error::new(io::ErrorKind::InvalidData, format!("layer `{layer}` is damaged: {reason}"))
+}
+
+/// Whether the disk has lost what was to be read: no other attempt will bring it.
+#[must_use]
+pub fn is_lost(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let lost = [Errno::IO, Errno::UCLEAN, Errno::BADMSG].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|number| lost.contains(&number))
+}
+
+/// A file of a layer that cannot be read: where the disk has lost it, the layer is set aside.
+pub(crate) fn unreadable(
+    store: &Store,
+    layer: &LayerId,
+    path: &str,
+    error: io::Error,
+) -> io::Error {
+    if is_lost(&error) { damaged(store, layer, &format!("`{path}`: {error}")) } else { error }
 }

@@ -312,6 +312,11 @@ fn entry_differs(known: &Entry, found: &Entry) -> Option<&'static str> {
         (old, new) if old != new => return Some("another kind of file"),
         _ => {}
     }
+    let capable = |entry: &Entry| entry.metadata.xattrs.contains_key(&b"security.capability"[..]);
+    if capable(found) && !capable(known) {
+        // Others a file system may add by itself, or an ordinary user's store lack.
+        return Some("capabilities that it had not");
+    }
     (known.metadata.mode != found.metadata.mode && !matches!(known.kind, Kind::Symlink { .. }))
         .then_some("other permissions")
 }

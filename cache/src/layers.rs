@@ -253,7 +253,7 @@ impl View for Layers {
                 let reason = format!("`{}` is not there any more", path.display());
                 checked::damaged(&self.store, &layer.id, &reason)
             }
-            _ => error,
+            _ => checked::unreadable(&self.store, &layer.id, &path.display().to_string(), error),
         })
     }
 

@@ -63,6 +63,7 @@ mod worth;
 
 pub use blob::{BlobInfo, BlobWriter};
 pub use builds::{BuildId, BuildRow};
+pub use checked::is_lost;
 pub use context::{Context, ScanFilter, Verdict};
 pub use digest::{
     Algorithm, ContentDigest, DiffId, Digest, DigestHasher, HashingReader, Key, LayerId, Mismatch,

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -19,6 +20,9 @@ use crate::root::{FileKind, Root};
 
 /// What begins with this in `tmp/` is nobody's and may be removed by anybody.
 pub(crate) const DEAD: &str = "dead-";
+
+/// For so long is waited for a lock that is held for moments: as long as for the database.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -65,11 +69,36 @@ impl LockFile {
         }
     }
 
-    /// Opens it and waits for the lock, alone. For what is held for moments only.
+    /// Opens it and waits for the lock, alone. For what is held for moments only: who holds it for longer than
+    /// [`PATIENCE`] is stopped, and named.
     pub(crate) fn wait(root: &Root, name: &Path) -> io::Result<Self> {
+        Self::wait_for(root, name, PATIENCE)
+    }
+
+    fn wait_for(root: &Root, name: &Path, patience: Duration) -> io::Result<Self> {
         let file = Self::open(root, name)?;
-        file.flock(FlockOperation::LockExclusive)?;
+        let begun = Instant::now();
+        let mut pause = Duration::from_micros(50);
+        while !file.try_lock(false).map_err(|error| no_locks(&error))? {
+            if begun.elapsed() > patience {
+                let seconds = patience.as_secs();
+                let text = match file.holder() {
+                    Some(pid) => format!("process {pid} has held it for {seconds} seconds"),
+                    None => format!("another process has held it for {seconds} seconds"),
+                };
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(5));
+        }
         Ok(file)
+    }
+
+    /// The process that has the lock, where the kernel shows it: one in another container it does not.
+    pub(crate) fn holder(&self) -> Option<u32> {
+        let inode = rustix::fs::fstat(&self.0).ok()?.st_ino;
+        let locks = std::fs::read_to_string("/proc/locks").ok()?;
+        locks.lines().find_map(|line| holder_in(line, inode))
     }
 
     /// Tries for the lock; false when somebody has it.
@@ -83,6 +112,27 @@ impl LockFile {
             result => result.map(|()| true),
         }
     }
+}
+
+/// The process of a line such as `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF` (proc_locks(5)), if it is about this
+/// inode. Device numbers are those of superblocks, which stat(2) does not tell for every file system.
+fn holder_in(line: &str, inode: u64) -> Option<u32> {
+    let mut words = line.split_whitespace().skip(1);
+    if words.next() != Some("FLOCK") {
+        return None;
+    }
+    let pid = words.nth(2)?.parse().ok()?;
+    let found: u64 = words.next()?.rsplit(':').next()?.parse().ok()?;
+    (found == inode && pid > 0).then_some(pid)
+}
+
+/// What the file system says that has no locks, in words that say so.
+fn no_locks(error: &io::Error) -> io::Error {
+    let text = match error.kind() {
+        io::ErrorKind::Unsupported => "no locks available on this file system".to_owned(),
+        _ => error.to_string(),
+    };
+    io::Error::new(error.kind(), format!("it cannot be locked: {text}"))
 }
 
 impl Process {
@@ -205,4 +255,35 @@ pub(crate) fn living(tmp: &Root) -> io::Result<Vec<String>> {
         }
     }
     Ok(living)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::{LockFile, holder_in};
+    use crate::root::Root;
+
+    #[test]
+    fn f31_who_holds_a_lock_for_too_long_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = Root::open(folder.path()).expect("opened");
+        let held = LockFile::wait(&root, Path::new("lock")).expect("locked");
+        let patience = Duration::from_millis(20);
+        let refused = LockFile::wait_for(&root, Path::new("lock"), patience).expect_err("held");
+        let expect = format!("process {} has held it", std::process::id());
+        assert!(refused.to_string().contains(&expect), "{refused}");
+        drop(held);
+        LockFile::wait_for(&root, Path::new("lock"), patience).expect("free");
+    }
+
+    #[test]
+    fn lines_of_the_kernel_are_read() {
+        let line = "1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF";
+        assert_eq!(holder_in(line, 1234), Some(4711));
+        assert_eq!(holder_in(line, 4711), None);
+        assert_eq!(holder_in("2: POSIX  ADVISORY  READ 1 fe:00:1234 0 EOF", 1234), None);
+        assert_eq!(holder_in("2: -> FLOCK  ADVISORY  WRITE 2 fe:00:1234 0 EOF", 1234), None);
+    }
 }

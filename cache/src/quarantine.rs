@@ -69,9 +69,10 @@ impl Store {
     /// When the disk or the database fails.
     pub fn check_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
         let Some(file) = self.open_blob(digest)? else { return Ok(false) };
-        let path = self.blob_path(digest);
-        let found = crate::blob::hash_file(file, digest.algorithm());
-        let found = found.map_err(failed("read", &path))?;
+        let found = match crate::blob::hash_file(file, digest.algorithm()) {
+            Err(error) => return self.lost_blob::<()>(digest, "read", error).map(|_| false),
+            Ok(found) => found,
+        };
         if found.digest == *digest {
             return Ok(true);
         }

@@ -121,6 +121,9 @@ impl Drop for Inner {
     }
 }
 
+/// SQLite takes paths of 512 bytes, with `/kiln.db` and the suffix of a journal.
+const PATH_BYTES: usize = 512 - "/kiln.db-journal".len();
+
 const FOLDERS: &[&str] = &[
     "blobs",
     "blobs/sha256",
@@ -140,6 +143,11 @@ impl Store {
     /// When it cannot be made or opened, or a newer Kiln made it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).map_err(failed("find", path))?;
+        if path.as_os_str().len() > PATH_BYTES {
+            let text = format!("its path is longer than {PATH_BYTES} bytes");
+            let error = io::Error::new(io::ErrorKind::InvalidFilename, text);
+            return Err(failed("open the store", &path)(error));
+        }
         let boot = boot_id();
         let database = path.join("kiln.db");
         let opened = Root::open(&path).and_then(|root| {
@@ -208,7 +216,8 @@ impl Store {
         *slot = Some(process.clone());
         drop(slot);
         let store = self.clone();
-        std::thread::spawn(move || store.tidy(&tmp, &dead));
+        // Where threads are scarce, another process does it.
+        let _tidied = std::thread::Builder::new().spawn(move || store.tidy(&tmp, &dead));
         Ok(process)
     }
 

@@ -156,7 +156,7 @@ pub fn build_image(
         let text = "cannot export annotations with \"oci-mediatypes=false\"";
         return Err(ExportError::Conflict(text.to_owned()));
     }
-    let lease = store.lease()?;
+    let lease = store.lease_to_read()?;
     let ids: Vec<LayerId> = spec.layers.iter().map(|layer| layer.id.clone()).collect();
     let mut layers = Vec::with_capacity(spec.layers.len());
     let mut diff_ids = Vec::with_capacity(spec.layers.len());

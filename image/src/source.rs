@@ -311,14 +311,15 @@ impl Sources {
         Ok(())
     }
 
-    /// Protects something from garbage collection as long as this lives.
+    /// Protects something from garbage collection as long as this lives. Blobs are verified by who reads them, so that
+    /// they can be read from a full disk, too.
     fn with_lease<T>(
         &self,
         hold: impl FnOnce(&Lease) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
         if lease.is_none() {
-            *lease = Some(self.store.lease()?);
+            *lease = Some(self.store.lease_to_read()?);
         }
         hold(lease.as_ref().expect("it was made above"))
     }

@@ -95,10 +95,26 @@ impl OutputFile {
     pub(crate) fn finish(mut self) -> io::Result<()> {
         self.flush()?;
         match self.0 {
-            Inner::Direct(_) | Inner::Stream(_) => Ok(()),
-            Inner::Named(named, path) => named.persist(path).map(|_| ()).map_err(|e| e.error),
-            Inner::Unnamed(file, path) => publish(&file, &path),
+            Inner::Stream(_) => Ok(()),
+            Inner::Direct(file) => settle(&file),
+            Inner::Named(named, path) => {
+                settle(named.as_file())?;
+                named.persist(path).map(|_| ()).map_err(|e| e.error)
+            }
+            Inner::Unnamed(file, path) => {
+                settle(&file)?;
+                publish(&file, &path)
+            }
         }
+    }
+}
+
+/// Asks whether a file was written. File systems on other machines, and those with quotas, tell only when a descriptor
+/// is closed, whichever it is (close(2)).
+pub(crate) fn settle(file: &File) -> io::Result<()> {
+    match nix::unistd::close(file.try_clone()?) {
+        Err(nix::errno::Errno::EINTR) => Ok(()),
+        closed => Ok(closed?),
     }
 }
 

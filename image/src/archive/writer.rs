@@ -388,7 +388,8 @@ impl<'a> Worker<'a> {
     fn read_error(&self, path: &Path, source: io::Error) -> WriteLayerError {
         use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
         let path = path.display().to_string();
-        if matches!(source.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof) {
+        let wrong = matches!(source.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof);
+        if wrong || kiln_cache::is_lost(&source) {
             let reason = format!("`{path}`: {source}");
             // That it cannot be set aside is found out when it is tried again.
             let _tried_again = self.job.store.quarantine_layer(self.job.layer, &reason);

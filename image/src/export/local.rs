@@ -16,6 +16,7 @@ use super::ExportError;
 use super::tar::FileSystem;
 use crate::flatten::{FlatEntry, Flatten};
 use crate::platform;
+use crate::tarball::settle;
 
 /// How files are written to a folder.
 #[derive(Clone, Copy, Debug, Default)]
@@ -158,6 +159,13 @@ fn directory(root: &Root, path: &Path, metadata: &Metadata) -> io::Result<()> {
     root.chmod(path, metadata.mode | 0o300)
 }
 
+/// Whether a link was refused as such.
+fn is_no_link(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let refusals = [Errno::MLINK, Errno::PERM, Errno::OPNOTSUPP, Errno::XDEV];
+    error.raw_os_error().is_some_and(|e| refusals.iter().any(|r| r.raw_os_error() == e))
+}
+
 struct Copier<'a> {
     root: &'a Root,
     view: &'a dyn View,
@@ -190,14 +198,19 @@ impl Copier<'_> {
         let entry = &flat.found.entry;
         let mode = entry.metadata.mode;
         if let Some(first) = &flat.first {
-            self.root.hardlink(&self.folder.join(first), path)?;
-            return Ok(true);
+            // A file system without links, or one on which a file has as many as it can, gets copies.
+            match self.root.hardlink(&self.folder.join(first), path) {
+                Ok(()) => return Ok(true),
+                Err(error) if is_no_link(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
         match &entry.kind {
             Kind::File { .. } => {
                 let mut source = self.view.read(&flat.path)?;
                 let mut file = self.root.create_file(path, 0o600)?;
                 io::copy(&mut source, &mut file)?;
+                settle(&file)?;
             }
             Kind::Symlink { target } => self.root.symlink(target, path)?,
             Kind::CharDevice { major, minor } => {

@@ -10,7 +10,7 @@ use kiln_cache::{Descriptor, Digest, Store};
 use super::{ExportError, NamedImage, reachable};
 use crate::index::{CONTAINERD_NAME, CREATED, Index, REF_NAME};
 use crate::json;
-use crate::tarball::{Output, OutputFile, TarWriter};
+use crate::tarball::{Output, OutputFile, TarWriter, settle};
 
 /// The content of `oci-layout`.
 pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -180,6 +180,7 @@ pub(crate) fn replace(
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
     fill(file.as_file_mut())?;
+    settle(file.as_file())?;
     file.persist(path).map(|_| ()).map_err(|e| e.error)
 }
 
