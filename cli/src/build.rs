@@ -101,10 +101,9 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
         let lower_options = LowerOptions { allow: Allowed::for_reading(), ..lower_options };
         return lowering::call(call, &inputs, lower_options, &images);
     }
-    if let Some(remark) = settings.isolation.as_ref().filter(|_| warn).and_then(isolation::remark) {
-        crate::command::print_error(&format!("{remark}\n"));
-    }
-    let lowered = lowering::lower(&inputs, &lower_options, &images, warn)?;
+    tell_isolation(settings, warn);
+    let lowered = lowering::lower(&inputs, &lower_options, &images, warn)
+        .inspect_err(|_| _ = recorded::tell_damage(&store))?;
     forget_cache_mounts(&store, &lowered)?;
     let work = recorded::Work {
         inputs: &inputs,
@@ -127,6 +126,13 @@ pub(crate) fn build(options: &BuildOptions, settings: &Settings) -> Result<(), F
 fn reads_targets(outputs: &[Output], exports: &Exports) -> bool {
     let unread = [OutputKind::CacheOnly, OutputKind::Registry];
     exports.has_inline() || outputs.iter().any(|output| !unread.contains(&output.kind))
+}
+
+/// What the user should know of how steps are kept apart.
+fn tell_isolation(settings: &Settings, warn: bool) {
+    if let Some(remark) = settings.isolation.as_ref().filter(|_| warn).and_then(isolation::remark) {
+        crate::command::print_error(&format!("{remark}\n"));
+    }
 }
 
 /// What another machine is needed for is not asked for without one.

@@ -123,17 +123,48 @@ impl Display for Failure {
         for hint in &self.hints {
             write!(f, "\n  help: {hint}")?;
         }
-        if is_full(&self.message) {
-            write!(f, "\n  help: `kiln prune` makes room, `kiln du` tells what the store uses")?;
+        match remedy(&self.message).filter(|_| self.kind == Kind::Environment) {
+            Some(remedy) => write!(f, "\n  help: {remedy}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
-/// Whether an error is about a disk without room, in the words of the kernel or of SQLite.
-pub(crate) fn is_full(message: &str) -> bool {
+const ROOM: &str = "`kiln prune` makes room, `kiln du` tells what the store uses";
+const OWNER: &str =
+    "the store is read-only, or belongs to somebody else in part: `chown -R` gives it to one user";
+const DAMAGED: &str = "the file system is damaged: check it, then run `kiln fsck --repair`";
+
+/// What a machine lacks, in words of the kernel or of SQLite that come together, and what helps.
+const LACKS: &[(&[&str], &str)] = &[
+    (&["no space left on device"], ROOM),
+    (&["database or disk is full"], ROOM),
+    (&["disk quota exceeded"], ROOM),
+    (
+        &["file too large"],
+        "the caller's limit for the size of a file (`ulimit -f`), or the disk's, is reached",
+    ),
+    (
+        &["too many open files"],
+        "raise the caller's limit (`ulimit -n`), or run fewer steps at once (--jobs)",
+    ),
+    (&["cross-device link"], "all folders of the store have to be on one file system"),
+    (
+        &["no locks available"],
+        "the store needs a file system with locks: choose another place with --root",
+    ),
+    (&["input/output error"], "the disk, or the way to it, fails: `dmesg` tells more"),
+    (&["bad message"], DAMAGED),
+    (&["structure needs cleaning"], DAMAGED),
+    (&["readonly database"], OWNER),
+    (&["the store", "permission denied"], OWNER),
+];
+
+/// What helps, where the machine is at fault whatever was tried.
+pub(crate) fn remedy(message: &str) -> Option<&'static str> {
     let message = message.to_lowercase();
-    message.contains("no space left on device") || message.contains("database or disk is full")
+    let fits = |words: &[&str]| words.iter().all(|word| message.contains(word));
+    LACKS.iter().find(|(words, _)| fits(words)).map(|(_, remedy)| *remedy)
 }
 
 /// The text of an I/O error without Rust's ` (os error 2)`, and the next cause where there is one.

@@ -22,6 +22,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::PidfdFlags;
 
@@ -85,7 +86,11 @@ fn pasta_missing() -> Option<String> {
     }
     let tun = Path::new("/dev/net/tun");
     let open = fs::File::options().read(true).write(true).open(tun);
-    open.err().map(|error| {
+    // What this process lacks for the moment is no reason to share the machine's network.
+    let refused = open.err().filter(|error| {
+        !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+    });
+    refused.map(|error| {
         format!("/dev/net/tun: {error}; remedy: modprobe tun && chmod 0666 /dev/net/tun")
     })
 }
@@ -117,6 +122,7 @@ pub fn prepare(store: &Path, reaches_host: bool) {
 /// A network for one step.
 pub(crate) fn take(store: &Path, reaches_host: bool) -> io::Result<Lease> {
     let mut pool = lock();
+    pool.free.retain(Network::is_alive);
     loop {
         let fits = |network: &Network| network.gateway.is_some() == reaches_host;
         if let Some(number) = pool.free.iter().position(fits) {
@@ -147,6 +153,12 @@ impl Lease {
         self.0.as_ref().is_some_and(|network| network.resolves)
     }
 
+    /// Why it carries nothing any more, where that is so.
+    pub(crate) fn failure(&self) -> Option<&'static str> {
+        let dead = self.0.as_ref().is_some_and(|network| !network.is_alive());
+        dead.then_some("the process that carries its network (pasta) has ended")
+    }
+
     /// Where the host is, if it can be reached.
     pub(crate) fn gateway(&self) -> Option<IpAddr> {
         self.0.as_ref().and_then(|network| network.gateway)
@@ -155,7 +167,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        lock().free.extend(self.0.take());
+        // One that is dead ends here.
+        let network = self.0.take().filter(Network::is_alive);
+        lock().free.extend(network);
     }
 }
 
@@ -184,6 +198,15 @@ impl Network {
                 Err(error)
             }
         }
+    }
+}
+
+impl Network {
+    /// Whether its keeper is there, which goes when pasta does: the other end of the pipe is the keeper's.
+    fn is_alive(&self) -> bool {
+        let Some(alive) = &self.alive else { return false };
+        let mut events = [PollFd::new(alive, PollFlags::empty())];
+        matches!(poll(&mut events, Some(&Timespec::default())), Ok(0))
     }
 }
 
@@ -227,8 +250,12 @@ fn keep(owner: &OwnedFd, tells: OwnedFd, waits: &OwnedFd, reaches_host: bool) ->
     let _told = rustix::io::write(&tells, told.as_bytes());
     drop(tells);
     let Ok((_, carrier)) = started else { process::exit(1) };
-    // Nothing ever comes: this ends when the builder does.
-    let _end = rustix::io::read(waits, &mut [0]);
+    // Nothing ever comes: this ends when the builder or pasta does.
+    let mut events = vec![PollFd::new(waits, PollFlags::IN)];
+    if let Carrier::Pasta(pasta) = &carrier {
+        events.push(PollFd::new(pasta, PollFlags::IN));
+    }
+    while poll(&mut events, None) == Err(rustix::io::Errno::INTR) {}
     match carrier {
         Carrier::Pasta(pasta) => {
             let _gone = rustix::process::pidfd_send_signal(pasta, rustix::process::Signal::KILL);

@@ -64,6 +64,9 @@ pub enum RunError {
     /// Overlay cannot be mounted here; the step has not begun.
     #[error("cannot set up the sandbox: {0}")]
     NoOverlay(String),
+    /// Somebody killed the step's first process, or the kernel did.
+    #[error("the step's first process was killed from outside")]
+    HelperDied,
     /// The builder's own resources failed.
     #[error("cannot run a step: {0}")]
     Io(#[from] io::Error),
@@ -117,7 +120,7 @@ fn carry_out(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit,
         Side::Parent(child) => child,
     };
     // The pipes' ends and the filters are the step's; the groups go when it has ended.
-    let (group, _network) = handles.release();
+    let (group, network) = handles.release();
     let terminal = spec.streams == Streams::Terminal;
     let typing = terminal.then(|| Typing::begin(&pipes.out)).transpose()?;
     let end = if spec.in_chroot() { chroot::END } else { Signal::SIGKILL };
@@ -134,6 +137,11 @@ fn carry_out(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit,
     }
     drop(typing);
     drained?;
+    if let Joined::Connected(lease) = &network
+        && let Some(why) = lease.failure()
+    {
+        log.write(Stream::Err, format!("note: {why}\n").as_bytes());
+    }
     let answer = read_all(&answer)?;
     if cancel.is_cancelled() {
         return Err(RunError::Cancelled);
@@ -239,6 +247,7 @@ fn outcome(answer: &str) -> Result<Exit, RunError> {
         Some(Report::NoUser(why)) => Err(RunError::NoUser(why)),
         Some(Report::NoOverlay(why)) => Err(RunError::NoOverlay(why)),
         Some(Report::Broken(why)) => Err(RunError::Sandbox(why)),
+        None if answer.is_empty() => Err(RunError::HelperDied),
         None => Err(RunError::Sandbox(format!("it ended without a report: {answer:?}"))),
     }
 }

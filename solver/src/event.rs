@@ -24,7 +24,12 @@ pub enum Event {
     /// A step begins to run.
     Started(NodeId),
     /// A step waits for another build that runs the same one.
-    Waiting(NodeId),
+    Waiting {
+        /// The step.
+        id: NodeId,
+        /// The other build's process, where it is known.
+        holder: Option<u32>,
+    },
     /// A step's command wrote something.
     Log {
         /// The step.

@@ -2,6 +2,7 @@
 //! Workers never touch the state, they answer on a channel.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Builder;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
@@ -113,11 +114,16 @@ fn run_needed(
             while states.running() < options.jobs.max(1) && !stopped() {
                 let Some(id) = states.start_next() else { break };
                 let task = task(graph, plan, outcome, id);
-                let (shared, answers) = (&shared, answers.clone());
-                scope.spawn(move || {
+                let (shared, own) = (&shared, answers.clone());
+                let worker = move || {
                     let answer = step::perform(shared, &task);
-                    let _loop_is_there = answers.send((task.id, answer));
-                });
+                    let _loop_is_there = own.send((task.id, answer));
+                };
+                if let Err(error) = Builder::new().spawn_scoped(scope, worker) {
+                    let text = format!("cannot start a thread: {error}");
+                    let answer = Err(StepError::new(Kind::Environment, text));
+                    let _loop_is_there = answers.send((id, answer));
+                }
             }
             if states.running() == 0 {
                 break;

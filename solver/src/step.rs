@@ -88,7 +88,8 @@ pub(crate) fn perform(shared: &Shared<'_>, task: &Task) -> Answer {
     let lock = match shared.store.try_lock(&content).map_err(store_error)? {
         Some(lock) => Some(lock),
         None => {
-            send(shared.events, Event::Waiting(task.id));
+            let holder = shared.store.lock_holder(&content);
+            send(shared.events, Event::Waiting { id: task.id, holder });
             shared.store.lock(&content, &|| (shared.stopped)()).map_err(store_error)?
         }
     };

@@ -50,16 +50,10 @@ pub(super) fn build(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>
     let mut healings = 0;
     loop {
         let result = attempt(engine, work);
-        let damage = engine.store.take_damage();
-        for Damage { what, reason, kept } in &damage {
-            let place = kept.display();
-            let note =
-                format!("note: {what} of the store was damaged: {reason}; it is in `{place}`\n");
-            crate::command::print_error(&note);
-        }
+        let damaged = tell_damage(engine.store);
         healings += 1;
         match result {
-            Err(failure) if !failure.is_interruption() && !damage.is_empty() => {
+            Err(failure) if !failure.is_interruption() && damaged => {
                 if healings == HEALINGS {
                     return Err(failure.hint("`kiln fsck` looks at all of the store"));
                 }
@@ -67,6 +61,17 @@ pub(super) fn build(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>
             result => return result,
         }
     }
+}
+
+/// Tells what was found damaged since it was last asked; says whether anything was.
+pub(super) fn tell_damage(store: &Store) -> bool {
+    let damage = store.take_damage();
+    for Damage { what, reason, kept } in &damage {
+        let place = kept.display();
+        let note = format!("note: {what} of the store was damaged: {reason}; it is in `{place}`\n");
+        crate::command::print_error(&note);
+    }
+    !damage.is_empty()
 }
 
 fn attempt(engine: &Engine<'_>, work: &Work<'_>) -> Result<Option<Made>, Failure> {

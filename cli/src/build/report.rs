@@ -10,7 +10,7 @@ use serde_json::json;
 use super::inputs::Inputs;
 use super::lowering::draw;
 use super::options::BuildOptions;
-use crate::failure::{Failure, is_full};
+use crate::failure::{Failure, remedy};
 use crate::wire::export::Made;
 
 /// How many of a failing command's last lines an error repeats.
@@ -24,8 +24,8 @@ pub(super) fn step_failure(
     tail: String,
 ) -> Failure {
     let failure = match error.kind {
-        // Whatever was being written: the disk is at fault.
-        Kind::Input if is_full(&error.message) => Failure::environment(&error.message),
+        // Whatever was being read or written.
+        Kind::Input if remedy(&error.message).is_some() => Failure::environment(&error.message),
         Kind::Command | Kind::Input => Failure::input(&error.message),
         Kind::Environment => Failure::environment(&error.message),
         Kind::Cancelled => return Failure::interrupted(),

@@ -121,9 +121,11 @@ impl<'a> Tasks<'a> {
                 self.view.started(&task);
             }
             Event::Missed { id, miss } => self.missed(id, &miss),
-            Event::Waiting(id) => {
+            Event::Waiting { id, holder } => {
                 let task = self.task(id);
-                self.view.status(&task, "waiting: another build runs this step");
+                let who = holder.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+                let text = format!("waiting: another build{who} runs this step");
+                self.view.status(&task, &text);
             }
             Event::Log { id, stream, data } => self.log(id, stream, &data),
             Event::Cached(id) => self.ended(id, &End::Cached),

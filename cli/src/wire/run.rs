@@ -1,5 +1,6 @@
 //! RUN: a node of the graph as a specification of the executor.
 
+use std::cell::Cell;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -269,6 +270,11 @@ fn outcome(exit: Result<Exit, RunError>, op: &RunOp, limits: &Resources) -> Resu
             help: Some("make the user in an earlier RUN, or give a number".to_owned()),
         }),
         Err(RunError::Sandbox(why) | RunError::NoOverlay(why)) => Err(sandbox_error(&why)),
+        Err(error @ RunError::HelperDied) => Err(StepError {
+            kind: Kind::Environment,
+            message: format!("{process}: {error}"),
+            help: Some("the kernel does so when memory runs out: see `dmesg`".to_owned()),
+        }),
         Err(error @ RunError::Io(_)) => Err(StepError::environment(error)),
     }
 }
@@ -445,11 +451,20 @@ fn cache(
         None => Ok(()),
         Some(snapshot) => super::copy::fill_folder(context.store, snapshot, source, root),
     };
+    let told = Cell::new(false);
+    let cancelled = || {
+        if !told.replace(true) {
+            let text = format!("waiting for the cache mount `{id}`, which another step uses\n");
+            log.write(Stream::Err, text.as_bytes());
+        }
+        context.cancel.is_cancelled()
+    };
     let made = match context.imports {
         // Who wants a step without its cache wants its cache mounts to begin anew, too.
-        Some(imports) => imports.open_mount(&request, step.node.no_cache, &fill, log)?,
+        Some(imports) => {
+            imports.open_mount(&request, step.node.no_cache, &fill, &cancelled, log)?
+        }
         None => {
-            let cancelled = || context.cancel.is_cancelled();
             let made = context.store.cache_mount(&request, &fill, &cancelled);
             made.map_err(StepError::environment)?
         }

@@ -38,13 +38,13 @@ impl Imports {
         request: &CacheMountRequest,
         anew: bool,
         fill: &dyn Fn(&Root) -> io::Result<()>,
+        cancelled: &dyn Fn() -> bool,
         log: &dyn Log,
     ) -> Result<Option<CacheMount>, StepError> {
         let name = request.name();
         self.state().used_mounts.insert(name.clone());
-        let cancelled = || self.cancel.is_cancelled();
         if anew || !self.names_mount(request) {
-            return self.opened(self.store.cache_mount(request, fill, &cancelled));
+            return self.opened(self.store.cache_mount(request, fill, cancelled));
         }
         // What is empty goes, so that it is made anew.
         self.is_new(request).map_err(StepError::environment)?;
@@ -62,7 +62,7 @@ impl Imports {
             }
             fill(root)
         };
-        self.opened(self.store.cache_mount(request, &fill, &cancelled))
+        self.opened(self.store.cache_mount(request, &fill, cancelled))
     }
 
     fn opened(
