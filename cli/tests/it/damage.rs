@@ -1,7 +1,7 @@
 //! Damaged stores: what is damaged is found, set aside and made anew; nothing wrong ever leaves the store.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::env::{World, files, text};
@@ -208,4 +208,37 @@ fn a_whole_store_has_no_problems() {
     assert!(found.err.contains("kiln fsck --repair"), "{}", found.err);
     world.kiln(&["fsck", "--repair"]).ok();
     assert!(!wrong.exists());
+}
+
+/// What is done to a file of a layer.
+type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+
+/// Steps see layers as they are on disk: what differs there from their trees is found. Owners and times are the tree's
+/// alone: on disk a store of few user ids has others.
+#[test]
+fn f39_trees_that_changed_behind_our_back_are_reported() {
+    let made = |world: &World| {
+        let found = below(world, "layers").into_iter();
+        found.into_iter().find(|path| path.ends_with("made")).expect("the step's file")
+    };
+    let changes: [Change<'_>; 4] = [
+        ("edited", &|path| fs::write(path, "MADE\n").expect("written")),
+        ("another mode", &|path| {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o4755)).expect("changed");
+        }),
+        ("one more", &|path| fs::write(path.with_file_name("more"), "").expect("written")),
+        ("capabilities", &|path| {
+            let program = "import os, sys; os.setxattr(sys.argv[1], 'security.capability', \
+                bytes.fromhex('0100000200040000000000000000000000000000'))";
+            crate::env::tool("python3", &["-c", program, &text(path)]);
+        }),
+    ];
+    for (what, change) in changes {
+        let world = world();
+        change(&made(&world));
+        let found = world.kiln(&["fsck"]);
+        assert_eq!(found.code, 3, "{what}: {}", found.out);
+        assert!(found.out.contains("layer `"), "{what}: {}{}", found.out, found.err);
+        comes_out_right_after_repair(&world, what);
+    }
 }

@@ -1,7 +1,15 @@
 //! Faults of the machine under a running build: it is killed, the power goes, the disk is full or broken. Whatever
-//! happens, no wrong image comes out, the next build heals, and nothing is left.
+//! happens, no wrong image comes out, the next build heals, and nothing is left. Names begin with the numbers of the
+//! faults in docs/reliability.md.
+
+mod callers;
+mod calls;
+mod ends;
+mod places;
+mod room;
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::env::{Said, World, files, said, text, tool};
 
 /// Longer than any build here takes: whoever waits longer waits for ever.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Numbers as good as random; the same in every run.
 struct Chance(u64);
@@ -23,21 +31,27 @@ impl Chance {
     }
 }
 
+/// So many bytes that no compression makes smaller.
+pub(crate) fn noise(length: usize) -> Vec<u8> {
+    let mut chance = Chance(0x1234_5678_9abc_def1);
+    (0..length).map(|_| u8::try_from(chance.below(256)).expect("small")).collect()
+}
+
 /// A world whose Dockerfile writes `round` through COPY and RUN.
-fn set_round(world: &World, round: usize) {
+pub(crate) fn set_round(world: &World, round: usize) {
     world.file("Dockerfile", "FROM busybox\nCOPY data /data\nRUN cat /data >/made\n");
     let lines: String = (0..2000).map(|line| format!("{round} {line}\n")).collect();
     world.file("data", &lines);
 }
 
-fn arguments(world: &World) -> Vec<String> {
+pub(crate) fn arguments(world: &World) -> Vec<String> {
     let archive = format!("type=oci,dest={}", text(&world.path("image.tar")));
     let plain = ["build", "--progress=plain", "-t", "image", "-o", "out", "-o", &archive, "ctx"];
     plain.map(str::to_owned).to_vec()
 }
 
 /// Builds without a fault: what comes out is right, and nothing is left of what was before.
-fn heals(world: &World, what: &str) {
+pub(crate) fn heals(world: &World, what: &str) {
     let _ = fs::remove_dir_all(world.path("out"));
     let built = said(&world.command().args(arguments(world)).output().expect("starts"));
     assert_eq!(built.code, 0, "{what}: {}", built.err);
@@ -54,7 +68,7 @@ fn heals(world: &World, what: &str) {
 }
 
 /// No output that is there was written in part.
-fn outputs_are_whole(world: &World, what: &str) {
+pub(crate) fn outputs_are_whole(world: &World, what: &str) {
     let archive = world.path("image.tar");
     if archive.exists() {
         tool("tar", &["-tf", &text(&archive)]);
@@ -65,7 +79,7 @@ fn outputs_are_whole(world: &World, what: &str) {
     }
 }
 
-fn no_mount_is_left(world: &World) {
+pub(crate) fn no_mount_is_left(world: &World) {
     let store = text(&world.path("store"));
     let is_left = || {
         let mounts = fs::read_to_string("/proc/self/mounts").expect("readable");
@@ -108,17 +122,50 @@ fn f23_f24_killed_at_200_moments() {
 }
 
 /// A file system of its own for a store; goes with the value.
-struct Disk(PathBuf);
+pub(crate) struct Disk(pub(crate) PathBuf);
 
 impl Disk {
-    fn tmpfs(path: PathBuf, options: &str) -> Self {
+    pub(crate) fn tmpfs(path: PathBuf, options: &str) -> Self {
         fs::create_dir_all(&path).expect("made");
         tool("mount", &["-t", "tmpfs", "-o", options, "none", &text(&path)]);
         Self(path)
     }
 
-    fn resize(&self, options: &str) {
+    pub(crate) fn resize(&self, options: &str) {
         tool("mount", &["-o", &format!("remount,{options}"), &text(&self.0)]);
+    }
+}
+
+impl Disk {
+    /// An ext4 file system of so many MiB in `image`.
+    pub(crate) fn ext4(path: PathBuf, image: &Path, mib: u32, options: &str) -> Self {
+        fs::create_dir_all(&path).expect("made");
+        tool("truncate", &["-s", &format!("{mib}M"), &text(image)]);
+        let lazy = "lazy_itable_init=1,lazy_journal_init=1";
+        tool("mkfs.ext4", &["-q", "-F", "-m0", "-E", lazy, &text(image)]);
+        tool("mount", &["-o", &format!("loop,{options}"), &text(image), &text(&path)]);
+        Self(path)
+    }
+
+    /// Fills it to the last byte and inode; [`Self::empty`] undoes it.
+    pub(crate) fn fill(&self) {
+        for number in 0..10_000 {
+            let size = if number == 0 { 1 << 30 } else { 1 };
+            let wrote = fs::File::create(self.0.join(format!("ballast-{number}")))
+                .and_then(|mut file| std::io::copy(&mut std::io::repeat(0).take(size), &mut file));
+            if wrote.is_err() && number > 0 {
+                return;
+            }
+        }
+        panic!("{} does not fill", self.0.display());
+    }
+
+    pub(crate) fn empty(&self) {
+        for entry in fs::read_dir(&self.0).expect("readable").flatten() {
+            if entry.file_name().to_string_lossy().starts_with("ballast-") {
+                fs::remove_file(entry.path()).expect("removed");
+            }
+        }
     }
 }
 
@@ -129,11 +176,11 @@ impl Drop for Disk {
 }
 
 /// The kernel's words, or SQLite's.
-fn is_full(error: &str) -> bool {
+pub(crate) fn is_full(error: &str) -> bool {
     error.contains("No space left on device") || error.contains("database or disk is full")
 }
 
-fn attempt(world: &World) -> Said {
+pub(crate) fn attempt(world: &World) -> Said {
     said(&world.command().args(arguments(world)).output().expect("starts"))
 }
 
@@ -378,7 +425,7 @@ impl Drop for Powered {
 }
 
 /// `kiln` in the boot with that number: after a power cut the machine has another boot id.
-fn booted(world: &World, boot: usize, arguments: &[String]) -> Command {
+pub(crate) fn booted(world: &World, boot: usize, arguments: &[String]) -> Command {
     let id = world.path("boot");
     fs::write(&id, format!("00000000-0000-4000-8000-{boot:012}\n")).expect("written");
     let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";

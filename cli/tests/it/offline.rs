@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::env::World;
+use crate::env::{World, said};
+use crate::registry::Registry;
 use crate::remote::serve_counted;
 
 #[test]
@@ -71,4 +72,46 @@ fn steps_have_no_network() {
         .map(|(_, name)| name)
         .collect();
     assert_eq!(interfaces, ["lo"], "{}", built.err);
+}
+
+/// F64: an image that was pulled by name or digest is there, and no address is asked, with or without `--offline`.
+#[test]
+fn f64_images_that_were_pulled_are_there() {
+    let world = World::new();
+    let registry = Registry::start(&world);
+    let name = format!("{}/base:1", registry.address);
+    let config = format!("[registry.\"{}\"]\nhttp = true\n", registry.address);
+    std::fs::write(world.path("config.toml"), config).expect("written");
+    let run = |args: &[&str]| {
+        let mut command = world.command();
+        command.env("KILN_CONFIG", world.path("config.toml")).args(args);
+        said(&command.output().expect("kiln starts"))
+    };
+    world.busybox();
+    run(&["tag", "busybox", &name]).ok();
+    run(&["push", &name]).ok();
+    std::fs::remove_dir_all(world.path("store")).expect("removed");
+    let pulled = run(&["pull", &name]).ok();
+    let digest = pulled.out.split_whitespace().find(|word| word.starts_with("sha256:"));
+    let digest = digest.expect("the digest").to_owned();
+    world.file("one", &format!("FROM {name}\nRUN echo 1\n"));
+    world.file("two", &format!("FROM {name}@{digest}\nRUN echo 1\n"));
+    for file in ["ctx/one", "ctx/two"] {
+        run(&["build", "-f", file, "ctx"]).ok();
+    }
+    // Whoever asks now is refused.
+    drop(registry);
+    for file in ["ctx/one", "ctx/two"] {
+        for offline in [&["--offline"][..], &[]] {
+            let args = ["build", "--progress=plain", "-f", file, "-o", "out", "ctx"];
+            let built = run(&[offline, &args].concat()).ok();
+            assert!(built.err.contains("CACHED"), "{file}: {}", built.err);
+        }
+    }
+    // What is not there is named.
+    let other = format!("sha256:{}", "4".repeat(64));
+    world.file("three", &format!("FROM {name}@{other}\n"));
+    let missing = run(&["--offline", "build", "-f", "ctx/three", "ctx"]);
+    assert_eq!(missing.code, 3, "{}", missing.err);
+    assert!(missing.err.contains("is not in the store"), "{}", missing.err);
 }
