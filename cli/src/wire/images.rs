@@ -1,6 +1,6 @@
 //! Images that a build starts from: where they are, what they say, and their layers on demand.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_cache::{Descriptor, Digest, LayerId, Platform, Store};
@@ -20,6 +20,7 @@ use super::registry;
 use super::room::Room;
 use crate::build::values::ContextValue;
 use crate::failure::{Failure, chain};
+use crate::progress::printable;
 use crate::settings::Settings;
 
 /// An archive and what is in it take about so many times the archive.
@@ -34,6 +35,8 @@ pub(crate) struct Images {
     cancel: Cancel,
     room: Room,
     found: Mutex<Found>,
+    /// What was told of mirrors: once is enough.
+    told: Mutex<BTreeSet<String>>,
 }
 
 /// What was looked up.
@@ -77,6 +80,7 @@ impl Images {
             cancel: cancel.clone(),
             room: Room::new(store, settings.config.gc.as_ref()),
             found: Mutex::default(),
+            told: Mutex::default(),
         })
     }
 
@@ -102,7 +106,11 @@ impl Images {
         let platform = oci_platform(&key.platform);
         let image = match &key.name {
             ImageName::Context(name) => self.context(name, &platform)?,
-            ImageName::Reference(name) => self.reference(name, &platform)?,
+            ImageName::Reference(name) => {
+                let found = self.reference(name, &platform);
+                self.tell_of_mirrors();
+                found?
+            }
         };
         let base = base_image(&image)?;
         let image = Arc::new(image);
@@ -112,6 +120,17 @@ impl Images {
         }
         found.images.insert(key.clone(), image);
         Ok(base)
+    }
+
+    /// Passed over, and told: what a mirror did wrong.
+    fn tell_of_mirrors(&self) {
+        for complaint in self.sources.client().complaints() {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.insert(complaint.clone()) {
+                let line = format!("warning: {}\n", printable(complaint.as_bytes()));
+                crate::command::print_error(&line);
+            }
+        }
     }
 
     fn context(&self, name: &str, platform: &Platform) -> Result<Resolved, Failure> {
@@ -193,6 +212,7 @@ impl Images {
             let bytes = archives.sum::<u64>().saturating_mul(UNPACKED);
             self.room.want(bytes).map_err(StepError::environment)?;
             let fetched = self.sources.fetch_layers(&image, &places, &Fetch(&self.cancel));
+            self.tell_of_mirrors();
             fetched.map_err(|error| match error {
                 SourceError::Cancelled => StepError::new(Kind::Cancelled, "cancelled"),
                 error => StepError::new(Kind::Environment, chain(&error)),
@@ -208,6 +228,7 @@ impl Images {
     pub(crate) fn bring_blobs(&self, image: &Resolved) -> Result<(), Failure> {
         for layer in &image.layers {
             let brought = self.sources.ensure_blob(image, &layer.descriptor, &Fetch(&self.cancel));
+            self.tell_of_mirrors();
             brought.map_err(|e| failure(&e))?;
         }
         Ok(())

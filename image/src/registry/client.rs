@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use kiln_cache::{Descriptor, Digest, Verifier};
 use ureq::Body;
@@ -47,6 +48,16 @@ pub struct RegistryClient {
     credentials: Credentials,
     transport: OnceLock<Transport>,
     tokens: Tokens,
+    complaints: Mutex<Vec<String>>,
+}
+
+/// Who may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// Mirrors, and at last the registry.
+    Mirrors,
+    /// The registry alone.
+    Registry,
 }
 
 impl fmt::Debug for RegistryClient {
@@ -88,7 +99,7 @@ impl RegistryClient {
     #[must_use]
     pub fn new(settings: RegistrySettings, credentials: Credentials) -> Self {
         let (transport, tokens) = (OnceLock::new(), Tokens::default());
-        Self { settings, credentials, transport, tokens }
+        Self { settings, credentials, transport, tokens, complaints: Mutex::default() }
     }
 
     /// What it was made with.
@@ -138,7 +149,7 @@ impl RegistryClient {
         let path = format!("/v2/{}/manifests/{selector}", reference.repository());
         let scope = pull_scope(reference);
         let what = if digest.is_some() { selector } else { &reference.familiar() };
-        self.first_endpoint(reference, |endpoint| {
+        self.first_endpoint(reference, Trust::Mirrors, |endpoint| {
             let call = Call {
                 operation: "fetch",
                 method: Method::GET,
@@ -187,9 +198,19 @@ impl RegistryClient {
         reference: &Reference,
         descriptor: &Descriptor,
     ) -> Result<BlobReader<'a>, RegistryError> {
+        self.blob_from(reference, descriptor, Trust::Mirrors)
+    }
+
+    /// [`Self::blob`], from the mirrors too or from the registry alone.
+    pub(crate) fn blob_from<'a>(
+        &'a self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        trust: Trust,
+    ) -> Result<BlobReader<'a>, RegistryError> {
         let path = format!("/v2/{}/blobs/{}", reference.repository(), descriptor.digest);
         let scope = pull_scope(reference);
-        self.first_endpoint(reference, |endpoint| {
+        self.first_endpoint(reference, trust, |endpoint| {
             let mut reader = BlobReader {
                 client: self,
                 endpoint: endpoint.clone(),
@@ -199,23 +220,44 @@ impl RegistryClient {
                 position: 0,
                 size: descriptor.size,
                 failures: 0,
+                resumed: 0,
+                waited: Duration::ZERO,
+                waited_from: 0,
             };
             reader.connect()?;
             Ok(reader)
         })
     }
 
-    /// Asks the endpoints in turn. A mirror that fails in any way is passed over.
+    /// What mirrors did wrong since the last call, a line each.
+    pub fn complaints(&self) -> Vec<String> {
+        std::mem::take(&mut *self.complaints.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn complain(&self, complaint: String) {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).push(complaint);
+    }
+
+    /// Whether there are others to ask than the registry.
+    pub(crate) fn has_mirrors(&self, reference: &Reference) -> bool {
+        self.settings.hosts.endpoints(reference.registry()).len() > 1
+    }
+
+    /// Asks the endpoints in turn. A mirror that fails in any way is passed over; one that has not what is asked for
+    /// does nothing wrong.
     fn first_endpoint<T>(
         &self,
         reference: &Reference,
+        trust: Trust,
         ask: impl Fn(&Endpoint) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let endpoints = self.settings.hosts.endpoints(reference.registry());
         let (last, mirrors) = endpoints.split_last().expect("the registry itself is one");
-        for mirror in mirrors {
-            if let Ok(found) = ask(mirror) {
-                return Ok(found);
+        for mirror in mirrors.iter().filter(|_| trust == Trust::Mirrors) {
+            match ask(mirror) {
+                Ok(found) => return Ok(found),
+                Err(RegistryError::NotFound { .. }) => {}
+                Err(error) => self.complain(format!("the mirror {}: {error}", mirror.base)),
             }
         }
         ask(last)
@@ -318,16 +360,18 @@ impl RegistryClient {
         }
         let mut headers = call.headers.clone();
         headers.extend(authorization.map(|value| (AUTHORIZATION, value.to_owned())));
-        let mut attempt = 1;
+        let (mut attempt, begun) = (1, Instant::now());
+        // What became of a broken upload only who began it can find out.
+        let again = !matches!(call.payload, Payload::File { .. });
+        let retries = &self.settings.retries;
         loop {
             let result = self.transport().send(&call.method, &call.uri, &headers, call.payload);
             let wait = match &result {
-                Ok(response) if retry::is_transient_status(response.status().as_u16()) => {
-                    let asked = retry::asked_wait(response.headers());
-                    self.settings.retries.wait(attempt, asked)
+                Ok(response) if again && retry::is_transient_status(response.status().as_u16()) => {
+                    retries.wait_as_asked(attempt, response.headers(), begun.elapsed())
                 }
-                Err(error) if retry::is_transient_error(error) => {
-                    self.settings.retries.wait(attempt, None)
+                Err(error) if again && retry::is_transient_error(error) => {
+                    retries.wait(attempt, None).filter(|_| begun.elapsed() < retries.patience)
                 }
                 _ => None,
             };
@@ -455,8 +499,20 @@ pub struct BlobReader<'a> {
     body: Option<ureq::BodyReader<'static>>,
     position: u64,
     size: u64,
+    /// Connections that broke before they brought [`PROGRESS`], one after the other.
     failures: u32,
+    /// Where this connection began.
+    resumed: u64,
+    /// How long the bytes from `waited_from` on took, as far as they were waited for.
+    waited: Duration,
+    waited_from: u64,
 }
+
+/// A connection that brought so many bytes was of use, so that a path which breaks again and again ends too.
+const PROGRESS: u64 = 64 << 10;
+
+/// Fewer bytes within [`Timeouts::silence`] are silence.
+const LEAST: u64 = 1 << 10;
 
 impl fmt::Debug for BlobReader<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -499,7 +555,27 @@ impl BlobReader<'_> {
             })?;
         }
         self.body = Some(body);
+        (self.resumed, self.waited_from, self.waited) =
+            (self.position, self.position, Duration::ZERO);
         Ok(())
+    }
+
+    /// Notes what a read brought, and how long that took.
+    ///
+    /// # Errors
+    /// The other side sends next to nothing.
+    fn advance(&mut self, count: u64, took: Duration) -> io::Result<()> {
+        self.position += count;
+        self.waited += took;
+        if self.position - self.waited_from >= LEAST {
+            (self.waited_from, self.waited) = (self.position, Duration::ZERO);
+        }
+        let silence = self.client.settings.timeouts.silence;
+        if self.waited <= silence || self.position >= self.size {
+            return Ok(());
+        }
+        let reason = format!("fewer than {LEAST} bytes in {} seconds", silence.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, reason))
     }
 }
 
@@ -513,18 +589,23 @@ impl Read for BlobReader<'_> {
                 self.connect().map_err(io::Error::other)?;
                 continue;
             };
+            let asked = Instant::now();
             let error = match body.read(out) {
                 Ok(0) if self.position < self.size => {
                     io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended early")
                 }
-                Ok(count) => {
-                    self.position += count as u64;
-                    return Ok(count);
-                }
+                Ok(count) => match self.advance(count as u64, asked.elapsed()) {
+                    Ok(()) => return Ok(count),
+                    Err(silent) => {
+                        self.position -= count as u64;
+                        silent
+                    }
+                },
                 Err(error) => error,
             };
             self.body = None;
-            self.failures += 1;
+            self.failures =
+                if self.position - self.resumed < PROGRESS { self.failures + 1 } else { 1 };
             let wait = self.client.settings.retries.wait(self.failures, None);
             match wait.filter(|_| retry::is_transient_io(&error)) {
                 Some(wait) => std::thread::sleep(wait),

@@ -23,6 +23,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For the head of an answer.
     pub answer: Duration,
+    /// For the head of the answer to an upload, which a registry verifies first.
+    pub verdict: Duration,
     /// For the next bytes of a body, either way.
     pub silence: Duration,
 }
@@ -30,9 +32,10 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(30),
-            answer: Duration::from_secs(120),
-            silence: Duration::from_secs(60),
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            verdict: Duration::from_secs(300),
+            silence: Duration::from_secs(30),
         }
     }
 }
@@ -58,6 +61,7 @@ pub enum Payload<'a> {
 /// Speaks HTTP.
 #[derive(Debug)]
 pub struct Transport {
+    timeouts: Timeouts,
     direct: Agent,
     http_proxy: Option<Agent>,
     https_proxy: Option<Agent>,
@@ -75,6 +79,7 @@ impl Transport {
         };
         // `HTTP_PROXY` in capitals is a request's header in CGI programs; Kiln is none.
         Self {
+            timeouts,
             direct: agent(timeouts, None),
             http_proxy: proxied(&["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]),
             https_proxy: proxied(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
@@ -118,7 +123,9 @@ impl Transport {
             Payload::File { file, offset, length } => {
                 let mut part = FilePart { file, offset, end: offset.saturating_add(length) };
                 let request = request.header("content-length", length);
-                agent.run(request.body(SendBody::from_reader(&mut part))?)
+                let request = request.body(SendBody::from_reader(&mut part))?;
+                let verdict = Some(self.timeouts.verdict);
+                agent.run(agent.configure_request(request).timeout_recv_response(verdict).build())
             }
         }
     }

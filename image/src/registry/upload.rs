@@ -15,6 +15,7 @@ use ureq::http::{HeaderName, Method, Response, Uri};
 use super::RegistryError;
 use super::client::{Call, RegistryClient, address, shown};
 use super::hosts::{Endpoint, Origin, join};
+use super::retry::is_transient_status;
 use super::token::escape;
 use super::transport::Payload;
 use crate::export::{ExportError, reachable};
@@ -69,14 +70,14 @@ pub fn push(
             upload.blobs(&blobs)?;
             // Documents before what they name: from the end, everything is there when it is named.
             for document in documents.iter().rev().filter(|d| d.digest != request.root.digest) {
-                upload.manifest(document, document.digest.as_str())?;
+                upload.manifest_of(&blobs, document, document.digest.as_str())?;
             }
         }
         let name = match target.tag() {
             Some(tag) if !request.by_digest => tag,
             _ => request.root.digest.as_str(),
         };
-        upload.manifest(&request.root, name)?;
+        upload.manifest_of(&blobs, &request.root, name)?;
     }
     Ok(())
 }
@@ -171,6 +172,14 @@ impl<'a> Upload<'a> {
 
     /// Sends all blobs, a few at once; the first failure ends it.
     fn blobs(&self, blobs: &[Descriptor]) -> Result<(), RegistryError> {
+        self.each(blobs, |blob| self.blob(blob))
+    }
+
+    fn each(
+        &self,
+        blobs: &[Descriptor],
+        send: impl Fn(&Descriptor) -> Result<(), RegistryError> + Sync,
+    ) -> Result<(), RegistryError> {
         // Layers that may not be distributed say where they are and stay there.
         let wanted = blobs.iter().filter(|blob| !blob.extra.contains_key("urls"));
         let queue: Mutex<VecDeque<&Descriptor>> = Mutex::new(wanted.collect());
@@ -182,7 +191,7 @@ impl<'a> Upload<'a> {
         };
         let work = || {
             while let Some(blob) = next() {
-                if let Err(error) = self.blob(blob) {
+                if let Err(error) = send(blob) {
                     let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
                     failure.get_or_insert(error);
                 }
@@ -196,28 +205,53 @@ impl<'a> Upload<'a> {
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
+    /// Sends a blob that is not there.
     fn blob(&self, blob: &Descriptor) -> Result<(), RegistryError> {
-        let digest = &blob.digest;
-        let repository = &self.repository;
-        if repository.has(digest)? {
-            return Ok(());
-        }
+        if self.repository.has(&blob.digest)? { Ok(()) } else { self.send(blob) }
+    }
+
+    fn send(&self, blob: &Descriptor) -> Result<(), RegistryError> {
+        let (digest, repository) = (&blob.digest, &self.repository);
         let target = repository.target;
         let from = self.sources.get(digest).filter(|source| {
             source.registry() == target.registry() && source.repository() != target.repository()
         });
-        let Some(location) = repository.start(digest, from)? else { return Ok(()) };
-        let file = match self.store.open_blob(digest)? {
-            None if (self.bring)(blob) => self.store.open_blob(digest)?,
-            file => file,
-        };
-        let file = file.ok_or_else(|| RegistryError::MissingBlob(digest.clone()))?;
-        let sent = repository.content(blob, &file, location);
-        // A registry refuses what is not what its digest says; then it is ours that is damaged.
-        if sent.is_err() && !self.store.check_blob(digest)? {
-            return Err(RegistryError::MissingBlob(digest.clone()));
+        let mut attempt = 1;
+        loop {
+            let Some(location) = repository.start(digest, from)? else { return Ok(()) };
+            let file = match self.store.open_blob(digest)? {
+                None if (self.bring)(blob) => self.store.open_blob(digest)?,
+                file => file,
+            };
+            let file = file.ok_or_else(|| RegistryError::MissingBlob(digest.clone()))?;
+            let Err(error) = repository.content(blob, &file, location) else { return Ok(()) };
+            // A registry refuses what is not what its digest says; then it is ours that is damaged.
+            if !self.store.check_blob(digest)? {
+                return Err(RegistryError::MissingBlob(digest.clone()));
+            }
+            // How much of a broken upload the registry has nobody knows: it begins anew.
+            let wait = repository.client.settings().retries.wait(attempt, None);
+            let Some(wait) = wait.filter(|_| is_broken_upload(&error)) else { return Err(error) };
+            std::thread::sleep(wait);
+            attempt += 1;
         }
-        sent
+    }
+
+    /// Sends a document. Registries exist that say they have a blob and then do not know it (a cache in front of them,
+    /// a storage that lost it): they get all of `blobs`, once.
+    fn manifest_of(
+        &self,
+        blobs: &[Descriptor],
+        document: &Descriptor,
+        name: &str,
+    ) -> Result<(), RegistryError> {
+        match self.manifest(document, name) {
+            Err(error) if says_missing(&error) => {
+                self.each(blobs, |blob| self.send(blob))?;
+                self.manifest(document, name)
+            }
+            result => result,
+        }
     }
 
     fn manifest(&self, document: &Descriptor, name: &str) -> Result<(), RegistryError> {
@@ -225,6 +259,27 @@ impl<'a> Upload<'a> {
         let bytes =
             self.store.read_blob(&document.digest, limits::DOCUMENT_BYTES)?.ok_or_else(missing)?;
         self.repository.document(&document.media_type, &bytes, name)
+    }
+}
+
+/// Whether an upload ended so that a new one may not.
+fn is_broken_upload(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Connection { .. } | RegistryError::NotFound { .. } => true,
+        // 416: the registry has another part of the upload than we think.
+        RegistryError::Status { status, .. } => *status == 416 || is_transient_status(*status),
+        _ => false,
+    }
+}
+
+/// Whether a document was refused because of what it names.
+fn says_missing(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::NotFound { .. } => true,
+        RegistryError::Status { status: 400, message, .. } => {
+            message.to_ascii_lowercase().replace('_', " ").contains("blob unknown")
+        }
+        _ => false,
     }
 }
 

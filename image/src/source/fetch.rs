@@ -20,6 +20,7 @@ use crate::layout::Layout;
 use crate::limits::Budget;
 use crate::manifest::RemoteLayer;
 use crate::reference::Reference;
+use crate::registry::client::Trust;
 use crate::unpack::{Unpacked, unpack_layer};
 
 /// Layers that come in at once.
@@ -132,7 +133,7 @@ impl Sources {
             return Ok(());
         }
         let failed = |source| io_error(image, descriptor, "fetch", source);
-        let download = Download { image, descriptor, progress };
+        let download = Download { image, descriptor, progress, trust: Trust::Mirrors };
         match &image.origin {
             Origin::Store => {
                 let reference = image.reference.clone();
@@ -142,11 +143,12 @@ impl Sources {
                 let reader = open_layout(path, descriptor)?;
                 download.copy(reader, self.store.blob_writer()?, None)?.commit(Some(digest))?;
             }
-            Origin::Registry(reference) => {
-                let reader = self.client.blob(reference, descriptor)?;
+            Origin::Registry(reference) => self.passing_mirrors(image, |trust| {
+                let reader = self.client.blob_from(reference, descriptor, trust)?;
                 let writer = download.copy(reader, self.store.blob_writer()?, None)?;
                 writer.commit(Some(digest))?;
-            }
+                Ok(())
+            })?,
         }
         let held = self.with_lease(|lease| lease.hold_blob(digest))?;
         if held { Ok(()) } else { Err(failed(io::Error::other("it was removed at once"))) }
@@ -166,6 +168,7 @@ impl Sources {
         self.fetch_with(image, place, progress, complete)
     }
 
+    /// A mirror that gives something else than the registry promised is passed over.
     fn fetch_with(
         &self,
         image: &Resolved,
@@ -173,12 +176,43 @@ impl Sources {
         progress: &dyn FetchProgress,
         complete: bool,
     ) -> Result<Outcome, SourceError> {
+        self.passing_mirrors(image, |trust| {
+            self.fetch_from(image, place, progress, complete, trust)
+        })
+    }
+
+    /// Tries with the mirrors, and if what they gave is of no use without them.
+    fn passing_mirrors<T>(
+        &self,
+        image: &Resolved,
+        fetch: impl Fn(Trust) -> Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
+        match (&image.origin, fetch(Trust::Mirrors)) {
+            (_, Err(SourceError::Cancelled)) => Err(SourceError::Cancelled),
+            (Origin::Registry(reference), Err(error)) if self.client.has_mirrors(reference) => {
+                self.client.complain(format!("a mirror of {}: {error}", reference.registry()));
+                fetch(Trust::Registry)
+            }
+            (_, fetched) => fetched,
+        }
+    }
+
+    fn fetch_from(
+        &self,
+        image: &Resolved,
+        place: usize,
+        progress: &dyn FetchProgress,
+        complete: bool,
+        trust: Trust,
+    ) -> Result<Outcome, SourceError> {
         let layer = &image.layers[place];
         let _lock = self.lock("layer", layer.layer_id.as_str(), progress)?;
         if !self.store.has_layer(&layer.layer_id)? {
             let draft = self.store.draft()?;
             let writer = draft.writer();
-            let unpacked = self.unpack(image, layer, &writer, progress)?;
+            let descriptor = &layer.descriptor;
+            let unpacked =
+                self.unpack(&Download { image, descriptor, progress, trust }, &writer)?;
             if unpacked.diff_id != layer.diff_id {
                 return Err(SourceError::DiffId {
                     reference: image.reference.clone(),
@@ -220,20 +254,17 @@ impl Sources {
 
     fn unpack(
         &self,
-        image: &Resolved,
-        layer: &RemoteLayer,
+        download: &Download<'_>,
         writer: &LayerWriter,
-        progress: &dyn FetchProgress,
     ) -> Result<Unpacked, SourceError> {
-        let descriptor = &layer.descriptor;
-        let download = Download { image, descriptor, progress };
+        let (image, descriptor) = (download.image, download.descriptor);
         if let Some(file) = self.store.open_blob(&descriptor.digest)? {
             return download.unpack(file, writer);
         }
         match &image.origin {
             Origin::Store => Err(SourceError::NotStored { reference: image.reference.clone() }),
             Origin::Layout(path) => download.unpack(open_layout(path, descriptor)?, writer),
-            Origin::Registry(reference) => self.pipeline(&download, reference, writer),
+            Origin::Registry(reference) => self.pipeline(download, reference, writer),
         }
     }
 
@@ -249,7 +280,8 @@ impl Sources {
         let (sender, receiver) = sync_channel(PIECES);
         let (downloaded, unpacked) = std::thread::scope(|scope| {
             let receive = scope.spawn(move || -> Result<(), SourceError> {
-                let reader = self.client.blob(reference, download.descriptor)?;
+                let reader =
+                    self.client.blob_from(reference, download.descriptor, download.trust)?;
                 download.copy(reader, blob, Some(&sender))?.commit(Some(digest))?;
                 Ok(())
             });
@@ -324,6 +356,7 @@ struct Download<'a> {
     image: &'a Resolved,
     descriptor: &'a Descriptor,
     progress: &'a dyn FetchProgress,
+    trust: Trust,
 }
 
 impl Download<'_> {

@@ -7,6 +7,7 @@ mod corpus;
 mod export;
 mod hostile;
 mod http;
+mod network;
 mod registry;
 mod round_trip;
 mod scripted;

@@ -300,7 +300,7 @@ fn pushed_images_are_whole_and_their_layers_mounted() {
 }
 
 /// A registry in a few lines: one image of one layer. `tamper` sees every answer.
-fn scripted(
+pub(crate) fn scripted(
     tamper: impl Fn(usize, &crate::scripted::Asked, Reply) -> Reply + Send + Sync + 'static,
 ) -> (Server, Vec<u8>) {
     let layer = Archive::default().file("a", &"z".repeat(400_000)).end();
@@ -348,7 +348,7 @@ fn pull(server: &Server, credentials: Credentials) -> Result<(), SourceError> {
     result
 }
 
-fn is_layer(asked: &crate::scripted::Asked) -> bool {
+pub(crate) fn is_layer(asked: &crate::scripted::Asked) -> bool {
     asked.path.contains("/blobs/")
 }
 
@@ -425,7 +425,7 @@ fn attacks() -> [(&'static str, Tamper, &'static str); 9] {
 }
 
 #[test]
-fn what_a_hostile_registry_sends_is_never_believed() {
+fn f58_what_a_hostile_registry_sends_is_never_believed() {
     for (name, tamper, expect) in attacks() {
         let (server, _) = scripted(move |_, asked, reply| tamper(&asked.path, reply));
         let result = pull(&server, Credentials::none());
@@ -441,19 +441,12 @@ fn what_a_hostile_registry_sends_is_never_believed() {
 }
 
 #[test]
-fn broken_downloads_go_on_where_they_broke() {
+fn f51_broken_downloads_go_on_where_they_broke() {
     let (server, layer) = scripted(|_, asked, mut reply| {
-        let Some(range) = asked.header("range") else {
-            if is_layer(asked) && reply.body.len() > 1000 {
-                reply.cut = Some(300_000);
-            }
-            return reply;
-        };
-        let from: usize = range["bytes=".len()..range.len() - 1].parse().unwrap();
-        let total = reply.body.len();
-        reply.body.drain(..from);
-        reply.status = 206;
-        reply.header("content-range", format!("bytes {from}-{}/{total}", total - 1))
+        if asked.header("range").is_none() && is_layer(asked) && reply.body.len() > 1000 {
+            reply.cut = Some(300_000);
+        }
+        reply.part(asked)
     });
     pull(&server, Credentials::none()).unwrap();
     let ranges: Vec<_> =

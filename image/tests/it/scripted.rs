@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
@@ -24,11 +25,28 @@ pub(crate) struct Reply {
     pub(crate) body: Vec<u8>,
     /// Sends only so many bytes of the body it promises, then closes.
     pub(crate) cut: Option<usize>,
+    /// The wait before each byte of the body.
+    pub(crate) drip: Option<Duration>,
 }
 
 impl Reply {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut: None }
+        Self { status, headers: Vec::new(), body: body.into(), cut: None, drip: None }
+    }
+
+    /// The connection is closed without an answer.
+    pub(crate) fn none() -> Self {
+        Self::new(0, "")
+    }
+
+    /// The part of the body that was asked for, as servers send it that know ranges.
+    pub(crate) fn part(mut self, asked: &Asked) -> Self {
+        let Some(range) = asked.header("range") else { return self };
+        let from: usize = range["bytes=".len()..range.len() - 1].parse().unwrap();
+        let total = self.body.len();
+        self.body.drain(..from);
+        self.status = 206;
+        self.header("content-range", format!("bytes {from}-{}/{total}", total - 1))
     }
 
     pub(crate) fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -90,6 +108,9 @@ fn serve(
         log.len() - 1
     };
     let reply = answer(number, &asked);
+    if reply.status == 0 {
+        return;
+    }
     let mut head = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", reply.status);
     for (name, value) in &reply.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -102,6 +123,16 @@ fn serve(
     let _ = stream.write_all(head.as_bytes());
     if asked.method != "HEAD" {
         let end = reply.cut.unwrap_or(reply.body.len());
-        let _ = stream.write_all(&reply.body[..end]);
+        match reply.drip {
+            None => drop(stream.write_all(&reply.body[..end])),
+            Some(wait) => {
+                for byte in &reply.body[..end] {
+                    std::thread::sleep(wait);
+                    if stream.write_all(&[*byte]).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
     }
 }
