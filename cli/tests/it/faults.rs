@@ -175,6 +175,23 @@ impl Drop for Disk {
     }
 }
 
+/// Unmounts the file system of `image` and waits until it is gone.
+pub(crate) fn take_off(mount: &Path, image: &Path) {
+    let begun = Instant::now();
+    let wait = || {
+        assert!(begun.elapsed() < PATIENCE, "the disk stays busy");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    while !Command::new("umount").arg(mount).output().expect("runs").status.success() {
+        wait();
+    }
+    // Mount namespaces that other tests just made have copies of the mount. While one lives, the file system is the one
+    // that broke, whoever repairs it or mounts it again; with the last one the loop device goes.
+    while !tool("losetup", &["-j", &text(image)]).is_empty() {
+        wait();
+    }
+}
+
 /// The kernel's words, or SQLite's.
 pub(crate) fn is_full(error: &str) -> bool {
     error.contains("No space left on device") || error.contains("database or disk is full")
@@ -404,17 +421,7 @@ impl Powered {
     }
 
     fn off(&self) {
-        let begun = Instant::now();
-        while !Command::new("umount").arg(&self.mount).output().expect("runs").status.success() {
-            assert!(begun.elapsed() < PATIENCE, "the store stays busy");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        // Mount namespaces that other tests just made have copies of the mount. While one lives, the file system is
-        // the one that was shut down, whoever mounts it again; with the last one the loop device goes.
-        while !tool("losetup", &["-j", &text(&self.image)]).is_empty() {
-            assert!(begun.elapsed() < PATIENCE, "the disk stays busy");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        take_off(&self.mount, &self.image);
     }
 }
 

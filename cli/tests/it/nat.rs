@@ -35,6 +35,11 @@ impl Machine {
         let names = ["machine", "outside"].map(|side| format!("kiln-it-{name}-{side}-{id}"));
         for name in &names {
             tool("ip", &["netns", "add", name]);
+            // New network namespaces have what the machine has; Docker turns it on.
+            tool(
+                "ip",
+                &["netns", "exec", name, "sh", "-c", "echo 0 >/proc/sys/net/ipv4/ip_forward"],
+            );
         }
         let [inner, outer] = &names;
         let pair = ["link", "add", "out", "netns", inner, "type", "veth", "peer", "name", "in"];
