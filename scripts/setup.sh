@@ -5,7 +5,7 @@ set -euo pipefail
 
 demo_packages=(gcc make mmdebstrap debian-archive-keyring ca-certificates)
 test_packages=("${demo_packages[@]}" python3 openssl zstd git curl docker-registry apache2-utils skopeo umoci
-    podman buildah runc busybox-static tar xz-utils bzip2 uidmap passt iproute2 nftables openssh-client passwd libc6-dev bsdutils strace
+    podman buildah runc busybox-static tar xz-utils bzip2 uidmap passt fuse-overlayfs iproute2 nftables openssh-client passwd libc6-dev bsdutils strace
     mount e2fsprogs util-linux qemu-user-static faketime)
 
 case "${1:-test}" in
@@ -18,8 +18,8 @@ esac
 root=()
 [ "$(id -u)" -eq 0 ] || root=(sudo)
 
-# An ordinary user with ranges of ids, for the tests that build without root; and /dev/net/tun with the
-# mode that udev gives it, so that this user's steps have networks.
+# An ordinary user with ranges of ids, for the tests that build without root; and /dev/net/tun and
+# /dev/fuse with the modes that udev gives them, for this user's steps and those of root, which have other ids.
 test_user() {
     id kiln-test >/dev/null 2>&1 || "${root[@]}" useradd --create-home kiln-test
     grep -q '^kiln-test:' /etc/subuid || "${root[@]}" usermod --add-subuids 700000-765535 kiln-test
@@ -29,6 +29,8 @@ test_user() {
         "${root[@]}" mknod /dev/net/tun c 10 200 || true
     fi
     [ ! -c /dev/net/tun ] || "${root[@]}" chmod 0666 /dev/net/tun
+    [ -e /dev/fuse ] || "${root[@]}" mknod /dev/fuse c 10 229 || true
+    [ ! -c /dev/fuse ] || "${root[@]}" chmod 0666 /dev/fuse
 }
 
 missing=()

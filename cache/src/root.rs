@@ -489,6 +489,15 @@ impl Root {
         Ok(rustix::fs::setxattr(proc_path(&fd), c_name(name)?.as_c_str(), value, flags)?)
     }
 
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// When there is none; what the kernel says.
+    pub fn remove_xattr(&self, path: &Path, name: &[u8]) -> io::Result<()> {
+        let fd = self.open_at(path, OFlags::PATH)?;
+        Ok(rustix::fs::removexattr(proc_path(&fd), c_name(name)?.as_c_str())?)
+    }
+
     /// The value of an extended attribute, if there is one.
     ///
     /// # Errors

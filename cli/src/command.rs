@@ -55,7 +55,7 @@ struct CommandLine {
     #[arg(
         long,
         global = true,
-        value_name = "auto|overlay|copy",
+        value_name = "auto|overlay|fuse-overlayfs|copy",
         env = "KILN_SNAPSHOTTER",
         default_value = "auto",
         hide_possible_values = true

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::cgroup::Group;
+use crate::fused;
 use crate::ids;
 use crate::init_program;
 use crate::net;
@@ -30,9 +31,7 @@ pub fn all(store: &Path) -> Vec<Finding> {
     let finding = |name, lack| Finding { name, lack };
     vec![
         finding("own ids", own_ids(store)),
-        finding("overlay", overlay_missing(store).map(|why| {
-            format!("steps run in copies of their files, which takes the time and the room of copying each step's base (shared blocks on btrfs and xfs): {why}")
-        })),
+        finding("overlay", overlay_missing(store).map(without_overlay)),
         finding("many layers", many_layers()),
         finding(
             "network",
@@ -42,6 +41,15 @@ pub fn all(store: &Path) -> Vec<Finding> {
         finding("system call filter", Filter::standard(false).err().map(|e| e.to_string())),
         finding("sealed programs", init_program::file().err().map(|e| e.to_string())),
     ]
+}
+
+fn without_overlay(why: String) -> String {
+    match fuse_overlayfs_missing() {
+        None => format!("steps have their files by fuse-overlayfs, which is slower: {why}"),
+        Some(other) => format!(
+            "steps run in copies of their files, which takes the time and the room of copying each step's base (shared blocks on btrfs and xfs): {why}; {other}"
+        ),
+    }
 }
 
 /// Whether steps see the builder's /proc, because the kernel gives a new one only to those that see an
@@ -67,6 +75,11 @@ fn own_ids(store: &Path) -> Option<String> {
         return None;
     }
     Some("files of steps belong to the machine's users of the same numbers; remedy: Linux 5.19, and the store on ext4, xfs, btrfs or tmpfs".to_owned())
+}
+
+/// Why fuse-overlayfs cannot stand in for overlay, as far as can be told without trying, and what would change that.
+pub fn fuse_overlayfs_missing() -> Option<String> {
+    fused::missing()
 }
 
 /// Why overlay cannot be mounted with its upper directories in a store, as far as can be told without

@@ -24,6 +24,7 @@ use rustix::fs::{CWD, Mode as FileMode, OFlags, ResolveFlags, openat2};
 use crate::cgroup::Group;
 use crate::devices::Devices;
 use crate::etc::Names;
+use crate::fused::Daemon;
 use crate::ids::Namespace;
 use crate::place::Place;
 use crate::rootfs::{self, Sys, System, Upper, context};
@@ -164,11 +165,18 @@ impl Report {
 
 /// The first forked process: makes the namespaces, waits for pid 1. Never returns.
 pub(crate) fn outer(spec: &RunSpec, handles: &Handles<'_>) -> ! {
-    let begun = prepare_outer(spec, handles)
-        .and_then(|host| process::fork_borrowing(|| inner(spec, handles, &host)));
-    let status = match begun {
-        Ok(init) => wait_for(init),
-        Err(error) => report(handles, &Report::Broken(error.to_string())),
+    let status = match prepare_outer(spec, handles) {
+        Ok(host) => {
+            let status = match process::fork_borrowing(|| inner(spec, handles, &host)) {
+                Ok(init) => wait_for(init),
+                Err(error) => report(handles, &Report::Broken(error.to_string())),
+            };
+            if let Some(files) = &host.files {
+                files.end();
+            }
+            status
+        }
+        Err(failed) => report(handles, &failed.into()),
     };
     process::exit(status)
 }
@@ -177,9 +185,11 @@ pub(crate) fn outer(spec: &RunSpec, handles: &Handles<'_>) -> ! {
 struct Host {
     place: Place,
     devices: Devices,
+    /// Who serves the files of the step, where that is a process.
+    files: Option<Daemon>,
 }
 
-fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<Host> {
+fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> Result<Host, Failed> {
     die_with(handles.builder)?;
     process::reset_signals()?;
     let namespace = handles.namespace.map(|namespace| namespace.fd.as_raw_fd());
@@ -189,16 +199,20 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<Host> {
     context(|| "make a mount namespace".to_owned(), unshare(CloneFlags::CLONE_NEWNS))?;
     let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
-    let host = Host { place: Place::enter(spec, handles.namespace)?, devices: Devices::open()? };
+    let (place, devices) = (Place::enter(spec, handles.namespace)?, Devices::open()?);
     if let Some(namespace) = handles.namespace {
         become_root_of(namespace)?;
         die_with(handles.builder)?;
     }
-    let mut flags = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
+    let served = spec.snapshotter == Snapshotter::FuseOverlayfs;
+    let files = served.then(|| Daemon::start(spec, &place)).transpose().map_err(Failed::Overlay)?;
+    let mut flags = CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
+    if files.is_none() {
+        flags |= CloneFlags::CLONE_NEWNS;
+    }
     match handles.network.namespace() {
         Some(network) => {
             let joined = nix::sched::setns(network, CloneFlags::CLONE_NEWNET);
@@ -208,7 +222,7 @@ fn prepare_outer(spec: &RunSpec, handles: &Handles<'_>) -> io::Result<Host> {
         None => {}
     }
     context(|| "make namespaces".to_owned(), unshare(flags))?;
-    Ok(host)
+    Ok(Host { place, devices, files })
 }
 
 /// Gives up what a step has of the builder's process: control group, session, terminal, descriptors (but
@@ -276,7 +290,7 @@ fn raise_limits(limits: &[Limit]) -> io::Result<()> {
 }
 
 /// Asks for SIGKILL when the parent ends, and checks that it has not ended before.
-fn die_with(parent: Pid) -> io::Result<()> {
+pub(crate) fn die_with(parent: Pid) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     if nix::unistd::getppid() == parent {
         return Ok(());
@@ -319,9 +333,7 @@ pub(crate) fn report(handles: &Handles<'_>, report: &Report) -> i32 {
 fn inner(spec: &RunSpec, handles: &Handles<'_>, host: &Host) -> i32 {
     let outcome = match build(spec, handles, host) {
         Ok((user, env)) => start(spec, handles, &user, &env),
-        Err(Failed::User(why)) => Report::NoUser(why),
-        Err(Failed::Overlay(error)) => Report::NoOverlay(error.to_string()),
-        Err(Failed::Io(error)) => Report::Broken(error.to_string()),
+        Err(failed) => failed.into(),
     };
     report(handles, &outcome)
 }
@@ -330,6 +342,16 @@ pub(crate) enum Failed {
     Io(io::Error),
     Overlay(io::Error),
     User(String),
+}
+
+impl From<Failed> for Report {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::User(why) => Self::NoUser(why),
+            Failed::Overlay(error) => Self::NoOverlay(error.to_string()),
+            Failed::Io(error) => Self::Broken(error.to_string()),
+        }
+    }
 }
 
 impl From<io::Error> for Failed {
@@ -353,6 +375,7 @@ fn build(
     // Pid 1's parent is outside of its pid namespace, so it shows as 0.
     die_with(Pid::from_raw(0))?;
     nix::sys::prctl::set_dumpable(false)?;
+    let served = host.files.as_ref().map(served_root).transpose()?;
     let bottom = Path::new("bottom");
     fs::create_dir(bottom)?;
     for directory in ["/proc", "/sys", "/dev"] {
@@ -360,7 +383,7 @@ fn build(
     }
     let mut layers = stack(&spec.base, &host.place);
     let trusted = match &spec.ca_certs {
-        // In a copy they are there already.
+        // In others they are there already.
         Some(ca) if spec.snapshotter == Snapshotter::Overlay => {
             trust::prepare(ca, &layers, bottom, &spec.env).map_err(Failed::Overlay)?
         }
@@ -377,7 +400,10 @@ fn build(
     .collect();
     let cgroups = spec.insecure.then(insecure::cgroups).transpose()?;
     let prepared = mounts::prepare(spec, &all, &host.place, bottom)?;
-    let root = root(spec, &layers, &host.place, bottom)?;
+    let root = match served {
+        Some(root) => root,
+        None => root(spec, &layers, &host.place, bottom)?,
+    };
     let sys = handles.sys(spec);
     let system = System::make(sys)?;
     rootfs::enter(&root, Path::new("root"))?;
@@ -403,6 +429,12 @@ fn build(
     let env = environment(spec, &user);
     working_directory(&spec.cwd, &user)?;
     Ok((user, env))
+}
+
+/// The step's root where a process serves it: that one stays in the mount namespace that the step leaves.
+fn served_root(files: &Daemon) -> io::Result<OwnedFd> {
+    context(|| "make a mount namespace".to_owned(), unshare(CloneFlags::CLONE_NEWNS))?;
+    files.root()
 }
 
 /// The step's root, not yet anywhere.

@@ -15,6 +15,7 @@ mod copied;
 pub mod copy;
 mod devices;
 mod etc;
+mod fused;
 mod ids;
 mod init;
 mod init_program;

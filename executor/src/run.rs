@@ -14,7 +14,8 @@ use thiserror::Error;
 use crate::cancel::Cancel;
 use crate::cgroup::{Group, Hit};
 use crate::chroot;
-use crate::copied::Copied;
+use crate::copied::{self, Copied};
+use crate::fused::Fused;
 use crate::ids::{self, Namespace};
 use crate::init::{self, Handles, Joined, Report};
 use crate::init_program;
@@ -61,7 +62,7 @@ pub enum RunError {
     /// The sandbox could not be made.
     #[error("cannot set up the sandbox: {0}")]
     Sandbox(String),
-    /// Overlay cannot be mounted here; the step has not begun.
+    /// Overlay, or what stands in for it, cannot be had for this step: nothing of it is left.
     #[error("cannot set up the sandbox: {0}")]
     NoOverlay(String),
     /// Somebody killed the step's first process, or the kernel did.
@@ -81,18 +82,39 @@ pub fn run(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, R
     if cancel.is_cancelled() {
         return Err(RunError::Cancelled);
     }
-    let exit = if spec.snapshotter == Snapshotter::Overlay {
-        carry_out(spec, log, cancel)?
-    } else {
-        let (copied, spec) = Copied::make(spec)?;
-        let exit = carry_out(&spec, log, cancel)?;
-        copied.finish(&spec)?;
-        exit
+    let exit = match spec.snapshotter {
+        Snapshotter::Overlay => carry_out(spec, log, cancel)?,
+        Snapshotter::FuseOverlayfs => in_fuse(spec, log, cancel)?,
+        Snapshotter::Copy => {
+            let (copied, spec) = Copied::make(spec)?;
+            let exit = carry_out(&spec, log, cancel)?;
+            copied.finish(&spec)?;
+            exit
+        }
     };
     if let Some(given) = &spec.ca_certs {
         trust::forget(given, &spec.upper)?;
     }
     Ok(exit)
+}
+
+/// Runs a step whose files fuse-overlayfs puts together.
+fn in_fuse(spec: &RunSpec, log: &dyn LogSink, cancel: &Cancel) -> Result<Exit, RunError> {
+    let unfit = |error: io::Error| match error.kind() {
+        io::ErrorKind::Unsupported => RunError::NoOverlay(error.to_string()),
+        _ => RunError::Io(error),
+    };
+    let exit = Fused::make(spec).map_err(unfit).and_then(|fused| {
+        let exit = carry_out(&fused.spec, log, cancel)?;
+        fused.finish().map_err(unfit)?;
+        Ok(exit)
+    });
+    if let Err(RunError::NoOverlay(_)) = &exit {
+        // Another snapshotter begins anew.
+        copied::clear(&spec.work)?;
+        copied::clear(&spec.upper)?;
+    }
+    exit
 }
 
 /// Runs a step whose files are there.

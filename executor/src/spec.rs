@@ -160,6 +160,8 @@ pub enum Snapshotter {
     /// An overlay.
     #[default]
     Overlay,
+    /// fuse-overlayfs(1).
+    FuseOverlayfs,
     /// A private copy, compared with what it was when the step has ended.
     Copy,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use kiln_executor::cancel::Cancel;
-use kiln_executor::run::{self as executor, Exit, LogSink, RunError, Stream};
+use kiln_executor::run::{Exit, LogSink, RunError, Stream};
 use kiln_executor::spec::{MountSource, MountSpec, Network, Resources, RunSpec, Stack, Streams};
 use kiln_parser::config::ImageConfig;
 use kiln_parser::graph::{ImageKey, ImageName};
@@ -150,13 +150,8 @@ pub(super) fn run(options: &Options, settings: &Settings) -> Result<(), Failure>
         grace: GRACE,
         cgroup_parent: None,
     };
-    let exit = match executor::run(&spec, &Through, &cancel) {
-        Err(RunError::NoOverlay(why)) if sandbox.overlay_refused(&why) => {
-            spec.snapshotter = sandbox.snapshotter(store.path(), &Remarks).map_err(refused)?;
-            executor::run(&spec, &Through, &cancel)
-        }
-        exit => exit,
-    };
+    let exit = sandbox.carry_out(&mut spec, store.path(), &Remarks, &Through, &cancel);
+    let exit = exit.map_err(refused)?;
     drop(interrupted);
     ended(exit, &spec.resources)
 }

@@ -76,25 +76,10 @@ pub(crate) fn run(
     let mut held = Held::beside(draft);
     let mut spec = specification(context, step, op, draft, log, &mut held)?;
     let _started = pressure::wait(context.cancel);
-    let exit = carry_out(context, &mut spec, log, &Forward(log))?;
+    let store = context.store.path();
+    let exit = context.sandbox.carry_out(&mut spec, store, log, &Forward(log), context.cancel)?;
     outcome(exit, op, &spec.resources)
         .map_err(|error| foreign::explain(error, step.node.platform.as_ref()))
-}
-
-/// Runs it in an overlay, in a copy where the kernel refuses one.
-fn carry_out(
-    context: &RunContext<'_>,
-    spec: &mut RunSpec,
-    log: &dyn Log,
-    sink: &dyn LogSink,
-) -> Result<Result<Exit, RunError>, StepError> {
-    match executor::run(spec, sink, context.cancel) {
-        Err(RunError::NoOverlay(why)) if context.sandbox.overlay_refused(&why) => {
-            spec.snapshotter = context.sandbox.snapshotter(context.store.path(), log)?;
-            Ok(executor::run(spec, sink, context.cancel))
-        }
-        exit => Ok(exit),
-    }
 }
 
 /// Runs another command in the same place, for somebody to look around: its output goes to `sink`.
@@ -114,7 +99,9 @@ pub(crate) fn look_around(
     if streams == Streams::Terminal && !spec.env.iter().any(|(name, _)| name == "TERM") {
         spec.env.push(("TERM".to_owned(), "xterm".to_owned()));
     }
-    carry_out(context, &mut spec, &log, sink)?.map_err(|error| match error {
+    let store = context.store.path();
+    let exit = context.sandbox.carry_out(&mut spec, store, &log, sink, context.cancel)?;
+    exit.map_err(|error| match error {
         RunError::Cancelled => StepError::new(Kind::Cancelled, "cancelled"),
         RunError::Sandbox(why) | RunError::NoOverlay(why) => sandbox_error(&why),
         error => StepError::environment(error),

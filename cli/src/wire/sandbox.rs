@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kiln_executor::cancel::Cancel;
 use kiln_executor::cgroup;
 use kiln_executor::check::shares_proc;
 use kiln_executor::net;
 use kiln_executor::rootless::Tier;
-use kiln_executor::run::own_ids_missing;
-use kiln_executor::spec::{Enclosure, Network, Resources, Snapshotter, SystemCalls};
+use kiln_executor::run::{Exit, LogSink, RunError, own_ids_missing, run};
+use kiln_executor::spec::{Enclosure, Network, Resources, RunSpec, Snapshotter, SystemCalls};
 use kiln_executor::trust::CaCerts;
 use kiln_parser::lower::Allowed;
 use kiln_parser::platform::Platform;
@@ -181,18 +182,18 @@ impl Sandbox {
         false
     }
 
-    /// How the files of the next step are put together; said once where they are copied.
+    /// How the files of the next step are put together; said once where that is not by overlay.
     ///
     /// # Errors
-    /// Overlay was asked for by name and cannot be mounted.
+    /// One was asked for by name and is not possible.
     pub(crate) fn snapshotter(
         &self,
         store: &Path,
         log: &dyn Log,
     ) -> Result<Snapshotter, StepError> {
-        let (snapshotter, line) = self.files.next(store).map_err(|why| StepError {
+        let (snapshotter, line) = self.files.next(store).map_err(|(name, why)| StepError {
             kind: Kind::Environment,
-            message: "--snapshotter=overlay is not possible here".to_owned(),
+            message: format!("--snapshotter={name} is not possible here"),
             help: Some(why),
         })?;
         if let Some(line) = line {
@@ -201,9 +202,26 @@ impl Sandbox {
         Ok(snapshotter)
     }
 
-    /// An overlay could not be mounted; whether the step may be run in a copy instead.
-    pub(crate) fn overlay_refused(&self, why: &str) -> bool {
-        self.files.refused(why)
+    /// Runs a step, with another snapshotter where one is refused that may be replaced.
+    ///
+    /// # Errors
+    /// No snapshotter is left; how the step ended is inside.
+    pub(crate) fn carry_out(
+        &self,
+        spec: &mut RunSpec,
+        store: &Path,
+        log: &dyn Log,
+        sink: &dyn LogSink,
+        cancel: &Cancel,
+    ) -> Result<Result<Exit, RunError>, StepError> {
+        loop {
+            match run(spec, sink, cancel) {
+                Err(RunError::NoOverlay(why)) if self.files.refused(spec.snapshotter, &why) => {
+                    spec.snapshotter = self.snapshotter(store, log)?;
+                }
+                exit => return Ok(exit),
+            }
+        }
     }
 
     /// Whether steps have no network, whatever they ask for.

@@ -59,6 +59,24 @@ fn ranges_give_images_their_ids() {
     assert_eq!(again.err.matches(" CACHED").count(), 3, "{}", again.err);
 }
 
+#[test]
+fn fuse_overlayfs_serves_users() {
+    let world = world();
+    world.busybox().file("a", "x").file(
+        "Dockerfile",
+        "FROM busybox\nCOPY --chmod=644 a /a\nRUN grep ' / fuse' /proc/mounts && touch /made && ls -ln /a\n\
+         RUN --mount=type=cache,target=/cache rm /a && touch /cache/x\nUSER 0\nRUN ls /made && ! test -e /a\n",
+    );
+    give(&world);
+    run(&world, &["import", "busybox.tar", "busybox"]).ok();
+    for isolation in ["ranges", "single-id"] {
+        let options = ["--snapshotter", "fuse-overlayfs", "--isolation", isolation];
+        let build = ["build", "--progress", "plain", "--no-cache", "ctx"];
+        let built = run(&world, &[&options[..], &build].concat()).ok();
+        assert!(built.err.contains(" / fuse"), "{}", built.err);
+    }
+}
+
 /// Between root, an ordinary user with ranges and one with one id.
 #[test]
 fn cache_mounts_travel_between_users() {

@@ -88,66 +88,137 @@ fn build(world: &World, snapshotter: &str) -> Vec<String> {
     run(&["import", "image.tar", "image"]);
     let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=1700000000"];
     run(&[&["build", "--progress", "plain", "-t", "result"], &epoch[..], &["ctx"]].concat());
-    let told = run(&["inspect", "result"]).out;
-    let document: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    diff_ids(&run(&["inspect", "result"]))
+}
+
+fn diff_ids(told: &Said) -> Vec<String> {
+    let document: serde_json::Value = serde_json::from_str(&told.out).expect("JSON");
     let ids = document["config"]["rootfs"]["diff_ids"].as_array().expect("a list").clone();
     ids.iter().map(|id| id.as_str().expect("text").to_owned()).collect()
 }
 
-#[test]
-fn copies_give_the_layers_of_overlay() {
+/// The layers of every change are those that overlay gives.
+fn compare(snapshotter: &str) {
     let world = World::new();
     image(&world);
     let steps: Vec<_> = CHANGES.iter().map(|change| format!("RUN {change}\n")).collect();
     let dockerfile = format!("FROM image\nWORKDIR /data\n{}", steps.concat());
     world.file("Dockerfile", &dockerfile);
-    let (overlay, copy) = (build(&world, "overlay"), build(&world, "copy"));
-    assert_eq!(overlay.len(), copy.len());
+    let (overlay, other) = (build(&world, "overlay"), build(&world, snapshotter));
+    assert_eq!(overlay.len(), other.len());
     assert!(overlay.len() > CHANGES.len(), "a layer for each, and the image's");
     let first = overlay.len() - CHANGES.len();
-    for (number, change) in CHANGES.iter().enumerate() {
-        let (overlay, copy) = (&overlay[first + number], &copy[first + number]);
-        assert_eq!(overlay, copy, "{change}");
-    }
+    let differs = |number: &usize| overlay[first + number] != other[first + number];
+    let different: Vec<_> = (0..CHANGES.len()).filter(differs).map(|n| CHANGES[n]).collect();
+    assert!(different.is_empty(), "{different:#?}");
 }
 
-/// `kiln ARGS…` with its store on an overlay file system, as the root of most containers is.
-fn on_an_overlay(world: &World, args: &str) -> Said {
+#[test]
+fn copies_give_the_layers_of_overlay() {
+    compare("copy");
+}
+
+#[test]
+fn fuse_overlayfs_gives_the_layers_of_overlay() {
+    compare("fuse-overlayfs");
+}
+
+/// `kiln ARGS…` with its store on an overlay file system, as the root of most containers is. `hidden` is a program that
+/// the machine does not have.
+fn on_an_overlay(world: &World, hidden: Option<&str>, args: &[&str]) -> Said {
     for name in ["lower", "upper", "work", "merged"] {
         fs::create_dir_all(world.path(name)).expect("made");
     }
-    let script = format!(
-        "mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay merged && \
-         kiln=$1 && $kiln --root merged/store import busybox.tar busybox && \
-         exec $kiln --root merged/store {args}"
-    );
+    let script = "mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay merged && \
+         { [ -z \"$1\" ] || mount --bind /dev/null \"$(command -v \"$1\")\"; } && shift && \
+         exec \"$@\"";
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]);
-    command.arg(crate::env::kiln()).current_dir(world.path("."));
-    command.env("HOME", world.path("."));
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+    command
+        .arg(hidden.unwrap_or_default())
+        .arg(crate::env::kiln())
+        .args(["--root", "merged/store"]);
+    command.args(args).current_dir(world.path(".")).env("HOME", world.path("."));
     said(&command.output().expect("unshare starts"))
 }
+
+const DOCKERFILE: &str = "FROM busybox AS tools\nRUN mkdir /tools && echo tool > /tools/t\n\
+    FROM busybox\n\
+    RUN --mount=type=bind,target=/ctx --mount=type=bind,from=tools,source=/tools,target=/mnt/t,rw \
+    cat /ctx/a /mnt/t/t > /both && echo lost > /mnt/t/lost\n\
+    RUN --mount=type=cache,target=/cache cat /both && ! test -e /mnt/t/lost && ! test -e /mnt && rm /both && ! test -e /both\n\
+    RUN ! test -e /both\n";
 
 #[test]
 fn a_store_on_an_overlay_runs_steps_in_copies() {
     let world = World::new();
-    world.busybox().file("a", "from the context\n").file(
-        "Dockerfile",
-        "FROM busybox AS tools\nRUN mkdir /tools && echo tool > /tools/t\n\
-         FROM busybox\n\
-         RUN --mount=type=bind,target=/ctx --mount=type=bind,from=tools,source=/tools,target=/mnt/t,rw \
-         cat /ctx/a /mnt/t/t > /both && echo lost > /mnt/t/lost\n\
-         RUN --mount=type=cache,target=/cache cat /both && ! test -e /mnt/t/lost && ! test -e /mnt && rm /both && ! test -e /both\n\
-         RUN ! test -e /both\n",
-    );
-    let built = on_an_overlay(&world, "build --progress plain ctx").ok();
+    world.busybox().file("a", "from the context\n").file("Dockerfile", DOCKERFILE);
+    let kiln = |args: &[&str]| on_an_overlay(&world, Some("fuse-overlayfs"), args);
+    kiln(&["import", "busybox.tar", "busybox"]).ok();
+    let built = kiln(&["build", "--progress", "plain", "ctx"]).ok();
     assert!(built.err.contains("from the context") && built.err.contains("tool"), "{}", built.err);
     let notes = built.err.matches("note: steps run in copies of their files").count();
     assert_eq!(notes, 1, "{}", built.err);
-    let named =
-        on_an_overlay(&world, "--snapshotter overlay build --progress plain --no-cache ctx");
-    assert_ne!(named.code, 0);
-    assert!(named.err.contains("--snapshotter=overlay is not possible here"), "{}", named.err);
-    let doctor = on_an_overlay(&world, "doctor");
+    for named in ["overlay", "fuse-overlayfs"] {
+        let refused = kiln(&["--snapshotter", named, "build", "--no-cache", "ctx"]);
+        assert_ne!(refused.code, 0);
+        let expected = format!("--snapshotter={named} is not possible here");
+        assert!(refused.err.contains(&expected), "{}", refused.err);
+    }
+    let doctor = kiln(&["doctor"]);
     assert!(doctor.out.contains("missing  overlay: steps run in copies"), "{}", doctor.out);
+    assert!(doctor.out.contains("apt-get install fuse-overlayfs"), "{}", doctor.out);
+}
+
+#[test]
+fn a_store_on_an_overlay_runs_steps_by_fuse_overlayfs() {
+    let world = World::new();
+    image(&world);
+    let steps: Vec<_> = CHANGES.iter().map(|change| format!("RUN {change}\n")).collect();
+    let dockerfile = format!("FROM image\nWORKDIR /data\n{}", steps.concat());
+    world.file("a", "from the context\n").file("Dockerfile", DOCKERFILE);
+    world.file("changes.Dockerfile", &dockerfile);
+    let kiln = |args: &[&str]| on_an_overlay(&world, None, args).ok();
+    kiln(&["import", "busybox.tar", "busybox"]);
+    kiln(&["import", "image.tar", "image"]);
+    let plain = ["build", "--progress", "plain"];
+    let built = kiln(&[&plain[..], &["ctx"]].concat());
+    assert!(built.err.contains("from the context") && built.err.contains("tool"), "{}", built.err);
+    let notes = built.err.matches("note: steps have their files by fuse-overlayfs").count();
+    assert_eq!(notes, 1, "{}", built.err);
+    // Deletions have another form in such a store.
+    let epoch = ["-f", "ctx/changes.Dockerfile", "--build-arg", "SOURCE_DATE_EPOCH=1700000000"];
+    let built = kiln(&[&plain[..], &epoch, &["-t", "result", "ctx"]].concat());
+    assert!(!built.err.contains("copies"), "{}", built.err);
+    let layers = diff_ids(&kiln(&["inspect", "result"]));
+    fs::copy(world.path("ctx/changes.Dockerfile"), world.path("ctx/Dockerfile")).expect("copied");
+    assert_eq!(layers, build(&world, "overlay"));
+    let fsck = kiln(&["fsck"]);
+    assert!(fsck.out.contains("problems: 0"), "{}", fsck.out);
+    let doctor = on_an_overlay(&world, None, &["doctor"]);
+    assert!(doctor.out.contains("steps have their files by fuse-overlayfs"), "{}", doctor.out);
+}
+
+/// What fuse-overlayfs would make otherwise than overlay is made by a copy.
+#[test]
+fn what_fuse_overlayfs_cannot_is_done_in_copies() {
+    let world = World::new();
+    world.busybox().file(
+        "Dockerfile",
+        "FROM busybox\nRUN mkdir /s && busybox chgrp 50 /s && busybox chmod g+s /s && echo made\n\
+         RUN mkdir /s/d && touch /s/f\nRUN stat -c '%g %a %n' /s/d /s/f\n",
+    );
+    on_an_overlay(&world, None, &["import", "busybox.tar", "busybox"]).ok();
+    let build = ["build", "--progress", "plain", "ctx"];
+    let built = on_an_overlay(&world, None, &build).ok();
+    assert!(built.err.contains("loses set-group-ID of directories: s)"), "{}", built.err);
+    assert!(
+        built.err.contains("50 2755 /s/d") && built.err.contains("50 644 /s/f"),
+        "{}",
+        built.err
+    );
+    world.kiln(&["import", "busybox.tar", "busybox"]).ok();
+    let named = world.kiln(&[&["--snapshotter", "fuse-overlayfs"][..], &build].concat());
+    assert_ne!(named.code, 0);
+    assert!(named.err.contains("loses set-group-ID of directories: s"), "{}", named.err);
 }

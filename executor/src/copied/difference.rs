@@ -7,7 +7,6 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -156,9 +155,8 @@ fn strip(upper: &Root, path: &Path) -> io::Result<()> {
     if own.peek().is_none() {
         return Ok(());
     }
-    let file = upper.open_file(path)?;
     for name in own {
-        rustix::fs::fremovexattr(file.as_fd(), name.as_slice())?;
+        upper.remove_xattr(path, name)?;
     }
     Ok(())
 }

@@ -130,7 +130,7 @@ fn is_opaque(layer: &Root, path: &Path) -> io::Result<bool> {
 }
 
 /// Copies what is no directory.
-fn copy(from: &Root, path: &Path, into: &Root) -> io::Result<()> {
+pub(crate) fn copy(from: &Root, path: &Path, into: &Root) -> io::Result<()> {
     // One look-up of the directories on each side.
     let (parent, name) = (path.parent().unwrap_or(Path::new("")), path.file_name());
     let name = name.map(OsString::from).unwrap_or_default();
@@ -187,7 +187,7 @@ fn data(from: &File, into: &mut File, size: u64) -> io::Result<()> {
 
 /// Owner, extended attributes and mode, in the order in which one does not undo another (a change of
 /// the owner clears the setuid bit and capabilities).
-pub(super) fn attributes(
+pub(crate) fn attributes(
     from: &Root,
     path: &Path,
     stat: &Stat,

@@ -72,6 +72,11 @@ const PERSONALITIES: [u64; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// Flags of clone(2) that make namespaces.
 const NAMESPACES: u64 = 0x7e02_0000;
 
+/// Of a file's mode: the bits of its type, and those of character devices (inode(7)). The device 0:0 is a deletion for
+/// whoever puts layers together; overlay lets nobody make one, fuse-overlayfs does.
+const FILE_TYPE: u64 = 0o170_000;
+const CHARACTER_DEVICE: u64 = 0o020_000;
+
 /// The profile. `multiplexed_sockets`: programs of 32-bit x86 may use `socketcall`, whose family a filter
 /// cannot see.
 pub(super) fn default(multiplexed_sockets: bool) -> Profile {
@@ -99,5 +104,12 @@ pub(super) fn default(multiplexed_sockets: bool) -> Profile {
     ];
     rules.extend(FAMILIES.map(|family| when("socket socketpair", int, family)));
     rules.extend(PERSONALITIES.map(|one| when("personality", int, one)));
+    rules.extend([("mknod", 1), ("mknodat", 2)].map(|(name, mode)| Rule {
+        conditions: vec![
+            Condition { argument: mode, op: Op::Masked(FILE_TYPE), value: CHARACTER_DEVICE },
+            Condition { argument: mode + 1, op: int, value: 0 },
+        ],
+        ..plain(name, errno(libc::EPERM))
+    }));
     Profile { default: errno(libc::EPERM), rules, narrow: true }
 }

@@ -116,6 +116,26 @@ fn newer_calls_are_absent_below_those_of_the_processor_too() {
 }
 
 #[test]
+fn deletions_of_layers_are_no_devices_to_make() {
+    for (abis, abi) in [([X86_64, I386], X86_64), ([X86_64, I386], I386), ([AARCH64, ARM], ARM)] {
+        let program = program(&list::default(false), &abis).expect("compiled");
+        let call = |name: &str, arguments| {
+            let number = (abi.number)(name).expect("a call");
+            run(&program, abi.audit, number, arguments)
+        };
+        let refused = errno(libc::EPERM);
+        for mode in [0o020_000, 0o020_644, (1 << 32) | 0o020_600] {
+            assert_eq!(call("mknod", [0, mode, 0, 0, 0, 0]), refused, "{mode:o}");
+            assert_eq!(call("mknodat", [0, 0, mode, 1 << 32, 0, 0]), refused, "{mode:o}");
+            assert_eq!(call("mknodat", [0, 0, mode, 0x103, 0, 0]), ALLOW, "null {mode:o}");
+        }
+        for mode in [0, 0o010_644, 0o060_644, 0o100_644, 0o140_644] {
+            assert_eq!(call("mknod", [0, mode, 0, 0, 0, 0]), ALLOW, "{mode:o}");
+        }
+    }
+}
+
+#[test]
 fn arguments_decide() {
     let here = |name, first| answer(&[X86_64, I386], X86_64, name, first);
     for family in 0..60 {

@@ -25,7 +25,9 @@ impl Running {
     fn build(world: &World, folder: &str, dockerfile: &str) -> Self {
         fs::create_dir_all(world.path(folder)).expect("made");
         fs::write(world.path(folder).join("Dockerfile"), dockerfile).expect("written");
-        Self::start(world.command().args(["build", "--progress=plain", folder]))
+        // Who started the tests in the background of a shell ignores some, and that is inherited.
+        let mut command = world.started_by("env", &["--default-signal"]);
+        Self::start(command.args(["build", "--progress=plain", folder]))
     }
 
     fn child(&mut self) -> &mut Child {
@@ -143,6 +145,27 @@ fn runs(line: &str) -> bool {
     fs::read_dir("/proc").expect("readable").flatten().any(|entry| {
         fs::read(entry.path().join("cmdline")).unwrap_or_default().starts_with(line.as_bytes())
     })
+}
+
+/// F28: the process that serves a step's files dies: no layer is made of what may be a part.
+#[test]
+fn f28_files_that_go_away() {
+    let world = World::new();
+    world.busybox();
+    set_round(&world, 1);
+    fs::create_dir_all(world.path("served")).expect("made");
+    let dockerfile = "FROM busybox\nRUN echo begun; read -t 2 </dev/zero; exit 0\n";
+    fs::write(world.path("served/Dockerfile"), dockerfile).expect("written");
+    let options = ["--snapshotter", "fuse-overlayfs", "build", "--progress=plain", "served"];
+    let mut running = Running::start(world.command().args(options));
+    running.says("begun");
+    let daemon = family(running.pid()).into_iter().find(|(_, args)| args.contains("lowerdir="));
+    send(daemon.expect("a process that serves").0, Signal::SIGKILL);
+    let ended = running.end();
+    assert_eq!(ended.code, 3, "{}", ended.err);
+    assert!(ended.err.contains("fuse-overlayfs ended before the step did"), "{}", ended.err);
+    no_mount_is_left(&world);
+    heals(&world, "the files went away");
 }
 
 /// F28: pasta dies. The step that had its network says so, the next one has another.
