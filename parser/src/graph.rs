@@ -2,6 +2,7 @@
 //! operations are one node, across stages, targets and platforms.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -392,6 +393,28 @@ const STEPS_MAX: usize = 32;
 pub struct Graph {
     nodes: DiGraph<Node, ()>,
     known: HashMap<(Op, Option<Platform>, bool), NodeId>,
+    /// See [`Graph::bytes`].
+    bytes: usize,
+}
+
+/// Counts what a value would be hashed by: about the bytes of its texts.
+#[derive(Default)]
+struct Weight(usize);
+
+impl Hasher for Weight {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 += bytes.len();
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 as u64
+    }
+}
+
+impl Step {
+    fn bytes(&self) -> usize {
+        self.label.len() + self.text.len() + self.stage.len()
+    }
 }
 
 impl Graph {
@@ -407,10 +430,14 @@ impl Graph {
         if let Some(&id) = self.known.get(&key) {
             let steps = &mut self.nodes[NodeIndex::new(id.0 as usize)].steps;
             if steps.len() < STEPS_MAX && !steps.contains(&step) {
+                self.bytes += step.bytes();
                 steps.push(step);
             }
             return id;
         }
+        let mut weight = Weight::default();
+        key.hash(&mut weight);
+        self.bytes += weight.0 + step.bytes();
         let (op, platform, no_cache) = key.clone();
         let inputs = op.inputs();
         let index = self.nodes.add_node(Node { op, platform, no_cache, steps: vec![step] });
@@ -420,6 +447,11 @@ impl Graph {
         let id = NodeId(u32::try_from(index.index()).unwrap_or(u32::MAX));
         self.known.insert(key, id);
         id
+    }
+
+    /// About how many bytes its nodes hold, those that they share counted for each.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many nodes there are; their ids count from 0.

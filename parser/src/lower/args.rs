@@ -43,6 +43,10 @@ impl Variables {
         Arc::clone(self.shared.get_or_insert_with(copy))
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.list.iter().map(|(name, value)| 2 * name.len() + value.len() + 2 * PAIR_BYTES).sum()
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.list.iter().map(|(name, _)| name.as_str())
     }
@@ -64,14 +68,19 @@ pub(super) struct Budget(Cell<usize>);
 
 impl Budget {
     /// Counts bytes; the next value is refused if they are too many.
-    fn add(&self, bytes: usize) {
+    pub(super) fn add(&self, bytes: usize) {
         self.0.set(self.0.get().saturating_add(bytes));
     }
 
     /// Takes what expanding `text` gave.
     pub(super) fn take(&self, expanded: &str, text: &str) -> Result<(), String> {
         self.add(expanded.len().saturating_sub(text.len()));
-        if self.0.get() > VALUES_BYTES_MAX {
+        self.check(0)
+    }
+
+    /// Whether there is room for these bytes, which are not counted.
+    pub(super) fn check(&self, more: usize) -> Result<(), String> {
+        if self.0.get().saturating_add(more) > VALUES_BYTES_MAX {
             let most = VALUES_BYTES_MAX >> 20;
             return Err(format!("the values of this Dockerfile grow beyond {most} MiB together"));
         }
@@ -80,7 +89,7 @@ impl Budget {
 }
 
 /// What a pair of strings takes beside their bytes.
-const PAIR_BYTES: usize = size_of::<(String, String)>();
+pub(super) const PAIR_BYTES: usize = size_of::<(String, String)>();
 
 /// Expands a word of the Dockerfile.
 pub(super) fn expand_word(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::stage::StageResult;
+use super::stage::Done;
 use super::stages::{Place, Plan};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Lookup as _;
@@ -63,10 +63,7 @@ pub(super) fn argument(
 }
 
 /// The target's outline: its own stage first, then those it needs.
-pub(super) fn describe(
-    plan: &Plan<'_>,
-    done: &[Option<StageResult>],
-) -> Result<Outline, Diagnostic> {
+pub(super) fn describe(plan: &Plan<'_>, done: &[Option<Done>]) -> Result<Outline, Diagnostic> {
     let target = &plan.stages[plan.target];
     let name = target.from.name.as_ref().map(|name| name.text.clone()).unwrap_or_default();
     let mut outline = Outline {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::args::{self, Variables, expand_word};
+use super::args::{self, Budget, PAIR_BYTES, Variables, expand_word};
 use super::outline::Described;
 use super::stages::{Place, Plan, StagePlan};
 use super::{HistoryEntry, NamedContext, copy, lints, ports, run};
@@ -21,7 +21,41 @@ use crate::platform::Platform;
 use crate::source::Span;
 use crate::tree::Statement;
 
-/// What a stage hands to its children, to `--from`, and to the target.
+/// A stage that is done.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) snapshot: Input,
+    pub(super) described: Described,
+    /// What stages that start from it take over: nothing after the last of them.
+    heritage: Option<StageResult>,
+    /// How many will still take it over.
+    heirs: usize,
+}
+
+impl Done {
+    pub(super) fn new(mut result: StageResult, heirs: usize) -> Self {
+        let described = std::mem::take(&mut result.described);
+        Self {
+            snapshot: result.snapshot,
+            described,
+            heritage: (heirs > 0).then_some(result),
+            heirs,
+        }
+    }
+
+    /// What the next stage or the target takes over. The last one gets it as it is, so that a long line of stages does not
+    /// copy at each what the first ones said.
+    pub(super) fn hand_on(&mut self, budget: &Budget) -> Option<StageResult> {
+        self.heirs = self.heirs.saturating_sub(1);
+        if self.heirs == 0 {
+            return self.heritage.take();
+        }
+        budget.add(self.heritage.as_ref().map_or(0, StageResult::bytes));
+        budget.check(0).ok().and_then(|()| self.heritage.clone())
+    }
+}
+
+/// What a stage hands to its children and to the target.
 #[derive(Clone, Debug)]
 pub(super) struct StageResult {
     pub(super) snapshot: Input,
@@ -41,6 +75,31 @@ pub(super) struct StageResult {
     /// The base's configuration is not known.
     unknown: bool,
     pub(super) env: Variables,
+    /// Where each variable stands in the configuration's environment.
+    env_places: HashMap<String, usize>,
+    /// Whether the environment has what every stage starts with.
+    prepared: bool,
+}
+
+impl StageResult {
+    /// About how many bytes a copy takes.
+    fn bytes(&self) -> usize {
+        let config = &self.config;
+        let pair = |(name, value): (&String, &String)| name.len() + value.len() + PAIR_BYTES;
+        let one = |text: &String| text.len() + PAIR_BYTES;
+        let env = config.env.iter().map(|(name, value)| pair((name, value)));
+        let places = self.env_places.keys().map(one);
+        let arguments = self.arguments.iter();
+        let arguments = arguments.map(|(name, value)| one(name) + value.as_ref().map_or(0, one));
+        let ports = config.exposed_ports.iter().chain(&config.volumes).map(one);
+        let lists = [&config.entrypoint, &config.cmd].into_iter().flatten().flatten();
+        let lists = lists.chain(&config.shell).chain(&config.on_build).map(one);
+        let texts = [&config.user, &config.working_dir, &config.author].map(one);
+        let pairs = env.chain(config.labels.iter().map(pair)).chain(arguments).chain(places);
+        pairs.chain(ports).chain(lists).chain(texts).sum::<usize>()
+            + self.env.bytes()
+            + self.history.len() * size_of::<Arc<HistoryEntry>>()
+    }
 }
 
 /// A stage while it is lowered.
@@ -48,11 +107,9 @@ pub(super) struct Stage<'p, 'a> {
     pub(super) plan: &'p Plan<'a>,
     pub(super) stage: &'p StagePlan<'a>,
     pub(super) index: usize,
-    pub(super) done: &'p [Option<StageResult>],
+    pub(super) done: &'p [Option<Done>],
     pub(super) result: StageResult,
     pub(super) proxy: Arc<Vec<(String, String)>>,
-    /// Where each variable stands in the configuration's environment.
-    env_places: HashMap<String, usize>,
     cmd_set: bool,
     steps_total: usize,
     steps_done: usize,
@@ -63,11 +120,13 @@ pub(super) struct Stage<'p, 'a> {
     last: BTreeMap<&'static str, Span>,
 }
 
-/// Lowers a stage; those before it are done as far as they are needed.
+/// Lowers a stage; those before it are done as far as they are needed, and the one that it starts from has handed on
+/// what it is.
 pub(super) fn lower_stage(
     plan: &Plan<'_>,
     index: usize,
-    done: &[Option<StageResult>],
+    inherited: Option<StageResult>,
+    done: &[Option<Done>],
     graph: &mut Graph,
 ) -> Result<StageResult, Diagnostic> {
     let stage = &plan.stages[index];
@@ -78,7 +137,6 @@ pub(super) fn lower_stage(
         done,
         result: empty_result(plan, stage),
         proxy: Arc::new(args::proxies(&plan.options.build_args)),
-        env_places: HashMap::new(),
         cmd_set: false,
         steps_total: steps_total(stage),
         steps_done: 0,
@@ -86,20 +144,17 @@ pub(super) fn lower_stage(
         current: stage.statement,
         last: BTreeMap::new(),
     };
-    lowering.start(graph)?;
+    lowering.start(inherited, graph)?;
     if stage.replaced {
         return Ok(lowering.result);
     }
     lowering.prepare();
-    lowering.in_trigger = true;
-    for statement in &stage.triggers {
-        lowering.current = statement;
+    let own = stage.statements.iter().copied().map(|statement| (false, statement));
+    for (in_trigger, statement) in stage.triggers.iter().map(|one| (true, one)).chain(own) {
+        (lowering.in_trigger, lowering.current) = (in_trigger, statement);
         lowering.instruction(statement, graph)?;
-    }
-    lowering.in_trigger = false;
-    for statement in &stage.statements {
-        lowering.current = statement;
-        lowering.instruction(statement, graph)?;
+        let room = plan.budget.check(graph.bytes());
+        room.map_err(|reason| Diagnostic::error(statement.span, reason))?;
     }
     Ok(lowering.result)
 }
@@ -117,6 +172,8 @@ fn empty_result(plan: &Plan<'_>, stage: &StagePlan<'_>) -> StageResult {
         workdir_set: false,
         unknown: false,
         env: Variables::default(),
+        env_places: HashMap::new(),
+        prepared: false,
     }
 }
 
@@ -138,16 +195,19 @@ fn steps_total(stage: &StagePlan<'_>) -> usize {
 
 impl Stage<'_, '_> {
     /// Takes over what the base has.
-    fn start(&mut self, graph: &mut Graph) -> Result<(), Diagnostic> {
+    fn start(
+        &mut self,
+        inherited: Option<StageResult>,
+        graph: &mut Graph,
+    ) -> Result<(), Diagnostic> {
         let stage = self.stage;
         match &stage.base {
-            Place::Stage(base) => {
-                let Some(parent) = self.done.get(*base).and_then(Option::as_ref) else {
-                    return Err(self.too_late(&stage.base_name, stage.from.image.span));
-                };
-                self.result = parent.clone();
+            Place::Stage(_) => {
+                let span = stage.from.image.span;
+                let room = self.plan.budget.check(0);
+                room.map_err(|reason| Diagnostic::error(span, reason))?;
+                self.result = inherited.ok_or_else(|| self.too_late(&stage.base_name, span))?;
                 self.result.config.on_build.clear();
-                self.result.described = Described::default();
             }
             Place::Empty => {}
             Place::Folder(name) => {
@@ -176,6 +236,9 @@ impl Stage<'_, '_> {
 
     /// PATH is always there, also in the image; the base's environment is the first to be seen.
     fn prepare(&mut self) {
+        if std::mem::replace(&mut self.result.prepared, true) {
+            return;
+        }
         let config = &mut self.result.config;
         if !config.env.iter().any(|(name, _)| name == "PATH")
             && self.result.platform.os != "windows"
@@ -183,11 +246,9 @@ impl Stage<'_, '_> {
             config.env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
         }
         let places = self.result.config.env.iter().enumerate();
-        self.env_places = places.map(|(at, (name, _))| (name.clone(), at)).collect();
-        if !matches!(self.stage.base, Place::Stage(_)) {
-            for (name, value) in &self.result.config.env {
-                self.result.env.set(name, value);
-            }
+        self.result.env_places = places.map(|(at, (name, _))| (name.clone(), at)).collect();
+        for (name, value) in &self.result.config.env {
+            self.result.env.set(name, value);
         }
     }
 
@@ -334,6 +395,7 @@ impl Stage<'_, '_> {
     }
 
     pub(super) fn remember(&mut self, created_by: String, node: Option<NodeId>) {
+        self.plan.budget.add(created_by.len());
         self.result.history.push(Arc::new(HistoryEntry { created_by, node }));
     }
 
@@ -462,10 +524,10 @@ impl Stage<'_, '_> {
     /// A variable that is there keeps its place.
     fn set_config_env(&mut self, name: String, value: String) {
         let env = &mut self.result.config.env;
-        match self.env_places.get(&name) {
+        match self.result.env_places.get(&name) {
             Some(&at) => env[at].1 = value,
             None => {
-                self.env_places.insert(name.clone(), env.len());
+                self.result.env_places.insert(name.clone(), env.len());
                 env.push((name, value));
             }
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::args::{self, Budget, Variables, expand_word};
 use super::outline;
-use super::stage::{self, StageResult};
+use super::stage::{self, Done, StageResult};
 use super::{BaseImage, ImageRequest, Known, LowerOptions, NamedContext, NoCache, Target};
 use crate::config::ImageConfig;
 use crate::diagnostic::Diagnostic;
@@ -692,17 +692,30 @@ pub(super) fn lower_plan(
     plan: &Plan<'_>,
     graph: &mut Graph,
 ) -> Result<(Target, Outline), Diagnostic> {
-    let mut done: Vec<Option<StageResult>> = Vec::with_capacity(plan.stages.len());
-    for index in 0..plan.stages.len() {
-        let result = if plan.stages[index].reachable {
-            Some(stage::lower_stage(plan, index, &done, graph)?)
-        } else {
-            None
+    let mut heirs = vec![0; plan.stages.len()];
+    heirs[plan.target] += 1;
+    for stage in plan.stages.iter().filter(|stage| stage.reachable) {
+        if let Place::Stage(base) = stage.base {
+            heirs[base] += 1;
+        }
+    }
+    let mut done: Vec<Option<Done>> = Vec::with_capacity(plan.stages.len());
+    for (index, stage) in plan.stages.iter().enumerate() {
+        if !stage.reachable {
+            done.push(None);
+            continue;
+        }
+        let inherited = match stage.base {
+            Place::Stage(base) => done.get_mut(base).and_then(Option::as_mut),
+            _ => None,
         };
-        done.push(result);
+        let inherited = inherited.and_then(|base| base.hand_on(&plan.budget));
+        let result = stage::lower_stage(plan, index, inherited, &done, graph)?;
+        done.push(Some(Done::new(result, heirs[index])));
     }
     let outline = outline::describe(plan, &done)?;
-    let Some(result) = done.swap_remove(plan.target) else {
+    let target = done[plan.target].as_mut().and_then(|target| target.hand_on(&plan.budget));
+    let Some(result) = target else {
         return Err(Diagnostic::error(Span::default(), "the target was not reached"));
     };
     Ok((finish(plan, result), outline))

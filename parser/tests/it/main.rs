@@ -4,6 +4,7 @@
 mod corpus;
 mod expansion;
 mod forms;
+mod growth;
 
 use std::fmt::Write as _;
 use std::fs;
