@@ -5,7 +5,7 @@ set -euo pipefail
 
 demo_packages=(gcc make mmdebstrap debian-archive-keyring ca-certificates)
 test_packages=("${demo_packages[@]}" python3 openssl zstd git curl docker-registry apache2-utils skopeo umoci
-    podman buildah runc busybox-static tar xz-utils bzip2 uidmap passt fuse-overlayfs iproute2 nftables openssh-client passwd libc6-dev bsdutils strace
+    podman buildah runc busybox-static tar xz-utils bzip2 uidmap passt fuse-overlayfs iproute2 nftables openssh-client dropbear-bin passwd libc6-dev bsdutils strace
     mount e2fsprogs util-linux qemu-user-static faketime)
 
 case "${1:-test}" in

@@ -19,6 +19,7 @@ mod env;
 mod examples;
 mod faults;
 mod garbage;
+mod git_over_ssh;
 mod history;
 mod hostile;
 mod house;

@@ -33,8 +33,7 @@ fn what_is_copied_is_bounded() {
     let branches = "FROM base\nENV b=1\n".repeat(20_000);
     let environment: String = (0..3_000).map(|number| format!("ENV a{number}=1\n")).collect();
     let used: String = (0..3_000).map(|number| format!("FROM base AS b{number}\n")).collect();
-    let sources: String =
-        (0..3_000).map(|number| format!("COPY --from=b{number} a /\n")).collect();
+    let sources: String = (0..3_000).map(|number| format!("COPY --from=b{number} a /\n")).collect();
     for text in [
         format!("FROM scratch\nUSER {large}\n{runs}"),
         format!("FROM scratch\nWORKDIR /{large}\n{runs}"),
