@@ -41,6 +41,11 @@ impl Server {
         }
         Self { process, port }
     }
+
+    /// The address of the world's repository.
+    fn url(&self, world: &World) -> String {
+        format!("ssh://root@127.0.0.1:{}{}", self.port, text(&world.path("r.git")))
+    }
 }
 
 impl Drop for Server {
@@ -59,7 +64,7 @@ fn repositories_come_over_ssh() {
     let world = World::new();
     repository(&world);
     let server = Server::start(&world);
-    let url = format!("ssh://root@127.0.0.1:{}{}", server.port, text(&world.path("r.git")));
+    let url = server.url(&world);
     let read = |file: &str| fs::read_to_string(world.path("out").join(file)).expect(file);
     build(&world, "client", &[&format!("{url}#v1")]).ok();
     assert_eq!(read("f"), "one");
@@ -73,7 +78,7 @@ fn strangers_and_other_servers_are_refused() {
     let world = World::new();
     repository(&world);
     let server = Server::start(&world);
-    let url = format!("ssh://root@127.0.0.1:{}{}", server.port, text(&world.path("r.git")));
+    let url = server.url(&world);
     let refused = build(&world, "stranger", &[&url]);
     assert_ne!(refused.code, 0);
     assert!(refused.err.contains("Permission denied (publickey"), "{}", refused.err);
