@@ -6,7 +6,7 @@
 use thiserror::Error;
 
 const SET_UID: u32 = 0o4000;
-const SET_GID: u32 = 0o2000;
+pub(crate) const SET_GID: u32 = 0o2000;
 const STICKY: u32 = 0o1000;
 /// Everything that `=` without a class clears.
 const STANDARD: u32 = SET_UID | SET_GID | 0o777;

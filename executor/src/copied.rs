@@ -95,7 +95,7 @@ pub(crate) fn clear(folder: &Path) -> io::Result<()> {
 pub(crate) const OPAQUE: &[u8] = b"user.overlay.opaque";
 
 /// Whether an attribute is overlay's own: it says how layers are put together, and is no part of a file.
-pub(crate) fn is_overlay_attribute(name: &[u8]) -> bool {
+fn is_overlay_attribute(name: &[u8]) -> bool {
     name.starts_with(b"user.overlay.") || name.starts_with(b"trusted.overlay.")
 }
 

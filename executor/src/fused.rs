@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use kiln_cache::Root;
 
 use crate::copied::{self, Parts};
+use crate::program;
 use crate::spec::RunSpec;
 
 pub(crate) use daemon::Daemon;
 
 /// Why steps cannot have their files by fuse-overlayfs, and what would change that.
 pub(crate) fn missing() -> Option<String> {
-    if find().is_none() {
+    if program::find(PROGRAM).is_none() {
         return Some(
             "fuse-overlayfs is not installed; remedy: apt-get install fuse-overlayfs".to_owned(),
         );
@@ -39,13 +40,7 @@ pub(crate) fn missing() -> Option<String> {
 const DEVICE: &str = "/dev/fuse";
 
 /// The program.
-fn find() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/bin", "/usr/local/bin"].map(PathBuf::from))
-        .map(|folder| folder.join("fuse-overlayfs"))
-        .find(|candidate| candidate.is_file())
-}
+const PROGRAM: &str = "fuse-overlayfs";
 
 /// A step whose files fuse-overlayfs puts together.
 #[derive(Debug)]

@@ -25,6 +25,7 @@ mod mounts;
 pub mod net;
 mod pem;
 mod place;
+mod program;
 mod rootfs;
 pub mod rootless;
 pub mod run;

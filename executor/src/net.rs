@@ -14,7 +14,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
@@ -27,6 +27,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::PidfdFlags;
 
 use crate::ids;
+use crate::program;
 use crate::sys::process::{self, Side};
 
 /// Where steps ask for names if the host's own resolver listens on its loopback interface.
@@ -81,7 +82,7 @@ pub fn missing() -> Option<&'static str> {
 }
 
 fn pasta_missing() -> Option<String> {
-    if find_pasta().is_none() {
+    if program::find("pasta").is_none() {
         return Some("pasta is not installed; remedy: apt-get install passt".to_owned());
     }
     let tun = Path::new("/dev/net/tun");
@@ -320,7 +321,7 @@ fn hold(owner: &OwnedFd, done: &OwnedFd, keeper: Pid) -> io::Result<()> {
 
 /// Starts pasta, which goes to the background when the network is up; gives the number of its process.
 fn connect(namespace: &str, reaches_host: bool) -> io::Result<i32> {
-    let pasta = find_pasta().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let pasta = program::find("pasta").ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     // Not a pipe: pasta keeps the file open.
     let pid_file = tempfile::NamedTempFile::new()?;
     let output = Command::new(pasta)
@@ -361,12 +362,4 @@ fn outer_address() -> io::Result<IpAddr> {
             ),
         )),
     }
-}
-
-fn find_pasta() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/bin", "/usr/local/bin"].map(PathBuf::from))
-        .map(|folder| folder.join("pasta"))
-        .find(|candidate| candidate.is_file())
 }

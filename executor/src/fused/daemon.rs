@@ -15,9 +15,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::{ended_path, find};
+use super::{PROGRAM, ended_path};
 use crate::copied::root_path;
 use crate::place::Place;
+use crate::program;
 use crate::rootfs::{self, context};
 use crate::spec::RunSpec;
 use crate::sys::process;
@@ -56,7 +57,7 @@ impl Daemon {
         context(|| "make a mount namespace".to_owned(), namespace)?;
         let store = rootfs::clone_mount(&rootfs::open_path(&place.path(&spec.store))?, true)?;
         rootfs::attach(&store, rootfs::open_path(Path::new(STORE))?.as_fd())?;
-        let program = find().ok_or(io::ErrorKind::NotFound)?;
+        let program = program::find(PROGRAM).ok_or(io::ErrorKind::NotFound)?;
         let log: OwnedFd = File::options().create(true).append(true).open(LOG)?.into();
         let nothing: OwnedFd = File::open("/dev/null")?.into();
         let args = arguments(spec)?;
@@ -70,13 +71,9 @@ impl Daemon {
                 .and_then(|()| std::env::set_current_dir(STORE))
                 .and_then(|()| Ok(nix::sys::prctl::set_no_new_privs()?))
                 .and_then(|()| Ok(unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)?));
-            match ready {
-                Ok(()) => {
-                    let _error = process::exec(&program, &args, &[]);
-                    EXIT_NOT_STARTED
-                }
-                Err(_) => EXIT_NOT_STARTED,
-            }
+            // Whoever waits for it says that it could not be started.
+            let _error = ready.map(|()| process::exec(&program, &args, &[]));
+            EXIT_NOT_STARTED
         })?;
         let inside = |path: &Path| Path::new(STORE).join(relative(spec, path));
         let (root, ended) = (inside(&root_path(&spec.work)), inside(&ended_path(&spec.work)));
@@ -103,7 +100,7 @@ impl Daemon {
             if u64::try_from(found.f_type).is_ok_and(|kind| kind == FUSE_SUPER_MAGIC) {
                 return Ok(());
             }
-            if self.has_ended(Some(WaitPidFlag::WNOHANG)) {
+            if self.has_ended() {
                 let said = fs::read(LOG).unwrap_or_default();
                 let said = String::from_utf8_lossy(&said);
                 let why = said.lines().last().unwrap_or("it could not be started");
@@ -117,33 +114,35 @@ impl Daemon {
         }
     }
 
-    fn has_ended(&self, flags: Option<WaitPidFlag>) -> bool {
+    fn has_ended(&self) -> bool {
         !matches!(
-            waitpid(self.process, flags),
+            waitpid(self.process, Some(WaitPidFlag::WNOHANG)),
             Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR)
         )
     }
 
     /// Ends it when the step has ended, after everything is written; that is noted for the builder.
     pub(crate) fn end(&self) {
-        let died = self.has_ended(Some(WaitPidFlag::WNOHANG));
+        if self.has_ended() {
+            return;
+        }
         let begun = Instant::now();
-        while umount2(&self.root, MntFlags::empty()).is_err() && begun.elapsed() < PATIENCE && !died
-        {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        // It goes with its last mount.
-        while !died && !self.has_ended(Some(WaitPidFlag::WNOHANG)) {
-            if begun.elapsed() > PATIENCE {
-                // The builder is told by the file that is not there.
-                let _gone = kill(self.process, Signal::SIGKILL);
-                return;
+        // Whether it was so in time.
+        let wait = |is_so: &dyn Fn() -> bool| {
+            while !is_so() {
+                if begun.elapsed() > PATIENCE {
+                    return false;
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if !died {
-            // As above.
+            true
+        };
+        let unmounted = || umount2(&self.root, MntFlags::empty()).is_ok();
+        // It goes with its last mount. A file that is not there tells the builder.
+        if wait(&unmounted) && wait(&|| self.has_ended()) {
             let _told = File::create(&self.ended);
+        } else {
+            let _gone = kill(self.process, Signal::SIGKILL);
         }
     }
 }

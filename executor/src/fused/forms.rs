@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_cache::{FileKind, Root, Stat};
 
+use crate::chmod::SET_GID;
 use crate::copied::{OPAQUE, expand};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -75,19 +76,20 @@ fn look(from: &Root) -> io::Result<Odd> {
     let mut linked: HashMap<_, PathBuf> = HashMap::new();
     let mut pending = vec![PathBuf::new()];
     while let Some(directory) = pending.pop() {
-        let (open, may_hide) =
-            (from.open_dir(&directory)?, from.get_xattr(&directory, OPAQUE)?.is_some());
-        for item in from.read_dir(&directory)? {
+        let open = from.open_dir(&directory)?;
+        let may_hide = open.get_xattr(Path::new(""), OPAQUE)?.is_some();
+        for item in open.read_dir(Path::new(""))? {
+            let name = Path::new(&item.name);
             let path = directory.join(&item.name);
             if item.name.as_bytes().starts_with(WHITEOUT) {
                 let message = format!("fuse-overlayfs would not show {}", path.display());
                 return Err(io::Error::new(io::ErrorKind::Unsupported, message));
             }
-            let stat = open.stat(Path::new(&item.name))?;
+            let stat = open.stat(name)?;
             if item.kind == FileKind::Directory {
-                odd.grouped.extend((stat.mode & SET_GROUP_ID != 0).then(|| path.clone()));
+                odd.grouped.extend((stat.mode & SET_GID != 0).then(|| path.clone()));
                 pending.push(path);
-            } else if may_hide && from.is_whiteout(&path, &stat)? {
+            } else if may_hide && open.is_whiteout(name, &stat)? {
                 odd.deleted.push(path);
             } else if stat.links > 1 {
                 odd.linked.extend(linked.insert((stat.device, stat.inode), path));
@@ -110,7 +112,7 @@ fn hiding(path: &Path) -> PathBuf {
 pub(super) fn restore(upper: &Root, grouped: &[PathBuf]) -> io::Result<()> {
     for path in grouped {
         match upper.stat(path) {
-            Ok(stat) if stat.kind == FileKind::Directory && stat.mode & SET_GROUP_ID == 0 => {
+            Ok(stat) if stat.kind == FileKind::Directory && stat.mode & SET_GID == 0 => {
                 return Err(lost(path));
             }
             _ => {}
@@ -147,11 +149,11 @@ pub(super) fn restore(upper: &Root, grouped: &[PathBuf]) -> io::Result<()> {
 /// In a directory with the set-group-ID bit all gets its group, and directories the bit (inode(7)); fuse-overlayfs
 /// gives them the process's. What a step changed on purpose looks the same.
 fn inherited(directory: &Stat, upper: &Root, path: &Path) -> io::Result<()> {
-    if directory.mode & SET_GROUP_ID == 0 {
+    if directory.mode & SET_GID == 0 {
         return Ok(());
     }
     let stat = upper.stat(path)?;
-    let has_bit = stat.kind != FileKind::Directory || stat.mode & SET_GROUP_ID != 0;
+    let has_bit = stat.kind != FileKind::Directory || stat.mode & SET_GID != 0;
     let is_deletion = stat.kind == FileKind::CharDevice && stat.rdev == (0, 0);
     if is_deletion || (has_bit && stat.gid == directory.gid) {
         return Ok(());
@@ -163,8 +165,6 @@ fn lost(path: &Path) -> io::Error {
     let message = format!("fuse-overlayfs loses set-group-ID of directories: {}", path.display());
     io::Error::new(io::ErrorKind::Unsupported, message)
 }
-
-const SET_GROUP_ID: u32 = 0o2000;
 
 /// Removes what it noted in attributes, but for what overlay has a form for.
 fn own_attributes(upper: &Root, path: &Path, kind: FileKind) -> io::Result<()> {

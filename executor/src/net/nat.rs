@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -20,6 +20,7 @@ use caps::{CapSet, Capability};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::ids;
+use crate::program::find;
 
 /// How the machine's interfaces of steps begin; behind it is the number of the keeper.
 const INTERFACE: &str = "kiln";
@@ -224,13 +225,6 @@ fn feed<S: AsRef<OsStr>>(program: &str, args: &[S], input: &str) -> io::Result<S
     let told = String::from_utf8_lossy(&output.stderr);
     let told = told.lines().next().unwrap_or_default();
     Err(io::Error::other(format!("{program}: {told}")))
-}
-
-fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
-    let mut all = std::env::split_paths(&path).chain(usual).map(|folder| folder.join(program));
-    all.find(|candidate| candidate.is_file())
 }
 
 #[cfg(test)]

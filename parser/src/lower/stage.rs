@@ -45,13 +45,17 @@ impl Done {
 
     /// What the next stage or the target takes over. The last one gets it as it is, so that a long line of stages does not
     /// copy at each what the first ones said.
-    pub(super) fn hand_on(&mut self, budget: &Budget) -> Option<StageResult> {
+    ///
+    /// # Errors
+    /// There is no room for a copy.
+    pub(super) fn hand_on(&mut self, budget: &Budget) -> Result<Option<StageResult>, String> {
         self.heirs = self.heirs.saturating_sub(1);
         if self.heirs == 0 {
-            return self.heritage.take();
+            return Ok(self.heritage.take());
         }
         budget.add(self.heritage.as_ref().map_or(0, StageResult::bytes));
-        budget.check(0).ok().and_then(|()| self.heritage.clone())
+        budget.check(0)?;
+        Ok(self.heritage.clone())
     }
 }
 
@@ -204,8 +208,6 @@ impl Stage<'_, '_> {
         match &stage.base {
             Place::Stage(_) => {
                 let span = stage.from.image.span;
-                let room = self.plan.budget.check(0);
-                room.map_err(|reason| Diagnostic::error(span, reason))?;
                 self.result = inherited.ok_or_else(|| self.too_late(&stage.base_name, span))?;
                 self.result.config.on_build.clear();
             }

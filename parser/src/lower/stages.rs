@@ -706,19 +706,28 @@ pub(super) fn lower_plan(
             continue;
         }
         let inherited = match stage.base {
-            Place::Stage(base) => done.get_mut(base).and_then(Option::as_mut),
+            Place::Stage(base) => hand_on(plan, &mut done, base, stage.from.image.span)?,
             _ => None,
         };
-        let inherited = inherited.and_then(|base| base.hand_on(&plan.budget));
         let result = stage::lower_stage(plan, index, inherited, &done, graph)?;
         done.push(Some(Done::new(result, heirs[index])));
     }
     let outline = outline::describe(plan, &done)?;
-    let target = done[plan.target].as_mut().and_then(|target| target.hand_on(&plan.budget));
-    let Some(result) = target else {
+    let Some(result) = hand_on(plan, &mut done, plan.target, Span::default())? else {
         return Err(Diagnostic::error(Span::default(), "the target was not reached"));
     };
     Ok((finish(plan, result), outline))
+}
+
+/// What a stage hands on to who needs it at `span`; nothing where it is not done.
+fn hand_on(
+    plan: &Plan<'_>,
+    done: &mut [Option<Done>],
+    stage: usize,
+    span: Span,
+) -> Result<Option<StageResult>, Diagnostic> {
+    let Some(Some(stage)) = done.get_mut(stage) else { return Ok(None) };
+    stage.hand_on(&plan.budget).map_err(|reason| Diagnostic::error(span, reason))
 }
 
 fn finish(plan: &Plan<'_>, result: StageResult) -> Target {
